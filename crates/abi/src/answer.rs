@@ -1,0 +1,41 @@
+//! The answer to a query as a client reads it.
+
+use serde::{Deserialize, Serialize};
+
+/// One row as a client reads it: column name to JSON value, in the order asked for.
+pub type Row = serde_json::Map<String, serde_json::Value>;
+
+/// What an answer says about itself.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Meta {
+    /// The data centre of the host that answered.
+    pub dc: String,
+    /// The host that answered.
+    pub host: String,
+    /// Its boot: a process identity holds within one boot.
+    pub boot_id: String,
+    /// The collector that read the table: `iter.s`, `iter` or `proc`.
+    pub collector: String,
+    /// The generation of the table; it grows by one with each scan.
+    pub generation: u64,
+    /// When the scan began, RFC 3339 with microseconds, UTC.
+    pub as_of: String,
+    /// How long the scan took, in microseconds.
+    pub scan_us: u64,
+    /// Processes in the table.
+    pub processes: u64,
+    /// Processes that the filter let through, before the limit.
+    pub matched: u64,
+    /// The names of the columns, in order.
+    pub columns: Vec<String>,
+}
+
+/// A whole answer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Rows {
+    /// What it says about itself.
+    #[serde(flatten)]
+    pub meta: Meta,
+    /// The rows.
+    pub rows: Vec<Row>,
+}

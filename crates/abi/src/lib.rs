@@ -1,0 +1,22 @@
+//! What two Kumonosu processes must agree on: identities, columns, queries, answers and limits.
+//!
+//! Plain values and rules only: no I/O, no clocks, no threads. What a column costs to fetch and how
+//! it is fetched is the business of `k2i`; how it is shown, of `kumo`.
+
+mod answer;
+pub mod filter;
+mod identity;
+pub mod limits;
+mod problem;
+pub mod proc;
+mod query;
+mod schema;
+mod value;
+
+pub use answer::{Meta, Row, Rows};
+pub use filter::{Filter, FilterError};
+pub use identity::{IdentityError, ProcessId, TICK_NS};
+pub use problem::Problem;
+pub use query::{Aggregate, Query, QueryError, QueryText, Select, SortKey};
+pub use schema::{ColumnIndex, ColumnSpec, Kind, Schema, Unit};
+pub use value::{Value, text_list_items};

@@ -1,0 +1,15 @@
+//! The process table of one host: a library, and the stand-alone HTTP(S) server `k2i`.
+//!
+//! [`Engine`] owns a collector and the newest [`Table`]; it answers queries and shares one scan
+//! between all that ask at the same time. [`http`] puts it on the network. Nothing here knows of
+//! other hosts.
+
+mod collect;
+mod engine;
+pub mod host;
+pub mod http;
+mod table;
+
+pub use collect::{CollectorChoice, CollectorKind, Rung};
+pub use engine::{Answer, AskError, Engine, EngineConfig, Format, OpenError, Question};
+pub use table::{Parts, Process, Table};

@@ -1,0 +1,373 @@
+//! The process table as it was at one moment.
+//!
+//! [`Table`] is a plain value and never changes once made: readers share it. A process that starts
+//! or ends while it is taken may be in it or not, but it never holds half a process: a row that could
+//! not be read whole says which parts it has.
+
+use std::ops::{BitOr, BitOrAssign};
+use std::sync::Arc;
+use std::time::Instant;
+
+use kumo_abi::ProcessId;
+
+/// Which parts of a process are known. Each part costs one file of `/proc/<pid>`; the BPF collectors
+/// bring the first seven (all but the links and texts) in one pass.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Parts(u16);
+
+impl Parts {
+    /// Nothing.
+    pub const NONE: Parts = Parts(0);
+    /// `stat`: numbers, state, times, faults. Every row has it.
+    pub const STAT: Parts = Parts(1);
+    /// `statm` and its like: exact resident memory and its kinds.
+    pub const MEMORY: Parts = Parts(1 << 1);
+    /// `status`: user and group ids, capabilities, switches, swap, seccomp.
+    pub const STATUS: Parts = Parts(1 << 2);
+    /// `io`. Needs the right to trace the process.
+    pub const IO: Parts = Parts(1 << 3);
+    /// `schedstat` of all threads: the run-queue delay.
+    pub const DELAY: Parts = Parts(1 << 4);
+    /// `ns/*`. Needs the right to trace the process.
+    pub const NAMESPACES: Parts = Parts(1 << 5);
+    /// `loginuid` and `oom_score_adj`.
+    pub const AUDIT: Parts = Parts(1 << 6);
+    /// `cmdline`.
+    pub const CMDLINE: Parts = Parts(1 << 7);
+    /// `cgroup`.
+    pub const CGROUP: Parts = Parts(1 << 8);
+    /// `exe`. Needs the right to trace the process.
+    pub const EXE: Parts = Parts(1 << 9);
+    /// `cwd`. Needs the right to trace the process.
+    pub const CWD: Parts = Parts(1 << 10);
+    /// `root`. Needs the right to trace the process.
+    pub const ROOT: Parts = Parts(1 << 11);
+    /// `oom_score`.
+    pub const OOM_SCORE: Parts = Parts(1 << 12);
+    /// `wchan`.
+    pub const WCHAN: Parts = Parts(1 << 13);
+
+    /// Whether all of `other` are in here.
+    pub fn contains(self, other: Parts) -> bool {
+        self.0 & other.0 == other.0
+    }
+
+    /// Whether any of `other` is in here.
+    pub fn intersects(self, other: Parts) -> bool {
+        self.0 & other.0 != 0
+    }
+
+    /// These without `other`.
+    #[must_use]
+    pub fn without(self, other: Parts) -> Parts {
+        Parts(self.0 & !other.0)
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+}
+
+impl BitOr for Parts {
+    type Output = Parts;
+    fn bitor(self, other: Parts) -> Parts {
+        Parts(self.0 | other.0)
+    }
+}
+
+impl BitOrAssign for Parts {
+    fn bitor_assign(&mut self, other: Parts) {
+        self.0 |= other.0;
+    }
+}
+
+/// Four ids, as the kernel keeps them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ids {
+    /// Real.
+    pub real: u32,
+    /// Effective.
+    pub effective: u32,
+    /// Saved.
+    pub saved: u32,
+    /// For file access.
+    pub fs: u32,
+}
+
+/// Storage and call traffic, all threads that live and have ended. Bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Io {
+    /// Returned by read calls.
+    pub rchar: u64,
+    /// Taken by write calls.
+    pub wchar: u64,
+    /// Fetched from storage.
+    pub read_bytes: u64,
+    /// Sent to storage, including what was cancelled later.
+    pub write_bytes: u64,
+    /// Written, then truncated before it reached storage.
+    pub cancelled_write_bytes: u64,
+}
+
+/// Inode numbers of the namespaces of a process; 0 where the kernel has no such namespace.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Namespaces {
+    /// Mount namespace.
+    pub mnt: u32,
+    /// PID namespace.
+    pub pid: u32,
+    /// Network namespace.
+    pub net: u32,
+    /// Host name namespace.
+    pub uts: u32,
+    /// IPC namespace.
+    pub ipc: u32,
+    /// User namespace.
+    pub user: u32,
+    /// Control group namespace.
+    pub cgroup: u32,
+    /// Time namespace.
+    pub time: u32,
+}
+
+/// Capability sets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Capabilities {
+    /// Inheritable.
+    pub inheritable: u64,
+    /// Permitted.
+    pub permitted: u64,
+    /// Effective.
+    pub effective: u64,
+    /// Bounding set.
+    pub bounding: u64,
+    /// Ambient.
+    pub ambient: u64,
+}
+
+/// Memory in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Memory {
+    /// Resident, anonymous.
+    pub anon: u64,
+    /// Resident, backed by files or shared.
+    pub shared: u64,
+    /// Executable mappings.
+    pub text: u64,
+    /// Private writable mappings and stack.
+    pub data: u64,
+}
+
+/// One process. Fields outside of [`Parts::STAT`] hold zeros until `have` says otherwise.
+#[derive(Clone, Debug, Default)]
+pub struct Process {
+    /// Which parts are known.
+    pub have: Parts,
+    /// Process number (thread group id) in the node's PID namespace.
+    pub pid: i32,
+    /// Parent; 0 when it is not visible from here.
+    pub ppid: i32,
+    /// Process group.
+    pub pgrp: i32,
+    /// Session.
+    pub session: i32,
+    /// Controlling terminal as a `dev_t` in the encoding of `/proc/<pid>/stat`; 0 for none.
+    pub tty_nr: u32,
+    /// Foreground process group of the terminal; -1 without one.
+    pub tpgid: i32,
+    /// `PF_*`.
+    pub flags: u32,
+    /// One of `RSDTtXZPI`.
+    pub state: u8,
+    /// Live threads.
+    pub threads: u32,
+    /// Nice value.
+    pub nice: i32,
+    /// Priority as in `stat`.
+    pub priority: i32,
+    /// Real-time priority.
+    pub rtprio: u32,
+    /// `SCHED_*`.
+    pub policy: u32,
+    /// CPU it last ran on.
+    pub processor: i32,
+    /// Signal sent to the parent at exit.
+    pub exit_signal: i32,
+    /// Start, nanoseconds of boot time.
+    pub start_ns: u64,
+    /// User CPU time, nanoseconds.
+    pub utime_ns: u64,
+    /// System CPU time, nanoseconds.
+    pub stime_ns: u64,
+    /// User CPU time of waited-for children, nanoseconds.
+    pub cutime_ns: u64,
+    /// System CPU time of waited-for children, nanoseconds.
+    pub cstime_ns: u64,
+    /// Minor faults.
+    pub min_flt: u64,
+    /// Major faults.
+    pub maj_flt: u64,
+    /// Minor faults of waited-for children.
+    pub cmin_flt: u64,
+    /// Major faults of waited-for children.
+    pub cmaj_flt: u64,
+    /// Virtual memory, bytes.
+    pub vsize: u64,
+    /// Resident set limit, bytes.
+    pub rss_limit: u64,
+    /// Addresses: code start and end, stack start. 0 where they are hidden from us.
+    pub start_code: u64,
+    /// End of code.
+    pub end_code: u64,
+    /// Start of stack.
+    pub start_stack: u64,
+    /// Name, without a terminator; at most 15 bytes for user processes.
+    pub comm: Comm,
+    /// [`Parts::MEMORY`].
+    pub memory: Memory,
+    /// [`Parts::STATUS`]: user ids.
+    pub uid: Ids,
+    /// [`Parts::STATUS`]: group ids.
+    pub gid: Ids,
+    /// [`Parts::STATUS`]: process number in its innermost PID namespace.
+    pub nspid: i32,
+    /// [`Parts::STATUS`]: swap, bytes.
+    pub swap: u64,
+    /// [`Parts::STATUS`]: locked memory, bytes.
+    pub locked: u64,
+    /// [`Parts::STATUS`]: stack, bytes.
+    pub stack: u64,
+    /// [`Parts::STATUS`]: voluntary context switches.
+    pub vcsw: u64,
+    /// [`Parts::STATUS`]: involuntary context switches.
+    pub ivcsw: u64,
+    /// [`Parts::STATUS`]: capabilities.
+    pub caps: Capabilities,
+    /// [`Parts::STATUS`]: 0 disabled, 1 strict, 2 filter.
+    pub seccomp: u8,
+    /// [`Parts::STATUS`]: no new privileges.
+    pub no_new_privs: bool,
+    /// [`Parts::IO`].
+    pub io: Io,
+    /// [`Parts::DELAY`]: nanoseconds ready but not running.
+    pub run_delay_ns: u64,
+    /// [`Parts::NAMESPACES`].
+    pub ns: Namespaces,
+    /// [`Parts::AUDIT`]: `u32::MAX` when unset.
+    pub loginuid: u32,
+    /// [`Parts::AUDIT`].
+    pub oom_score_adj: i16,
+    /// [`Parts::CMDLINE`]: arguments, each ended by NUL; `None` for kernel threads and zombies.
+    pub cmdline: Option<Arc<[u8]>>,
+    /// [`Parts::CGROUP`]: the text of `/proc/<pid>/cgroup`, shared by all in the same groups.
+    pub cgroup: Option<Arc<[u8]>>,
+    /// [`Parts::EXE`] and what else is fetched for single rows.
+    pub late: Option<Box<Late>>,
+}
+
+/// Parts that are fetched for the rows that leave, one by one.
+#[derive(Clone, Debug, Default)]
+pub struct Late {
+    /// [`Parts::EXE`]; `None` for kernel threads or without the right to see it.
+    pub exe: Option<Box<[u8]>>,
+    /// [`Parts::CWD`].
+    pub cwd: Option<Box<[u8]>>,
+    /// [`Parts::ROOT`].
+    pub root: Option<Box<[u8]>>,
+    /// [`Parts::OOM_SCORE`].
+    pub oom_score: Option<i32>,
+    /// [`Parts::WCHAN`].
+    pub wchan: Option<Box<[u8]>>,
+}
+
+/// `PF_KTHREAD` of `include/linux/sched.h`.
+pub const PF_KTHREAD: u32 = 0x0020_0000;
+
+impl Process {
+    /// Its identity within this boot.
+    pub fn id(&self) -> ProcessId {
+        ProcessId { pid: self.pid, start_ns: self.start_ns }
+    }
+
+    /// Whether it is a kernel thread.
+    pub fn is_kernel(&self) -> bool {
+        self.flags & PF_KTHREAD != 0
+    }
+
+    /// User and system CPU time, nanoseconds.
+    pub fn cpu_ns(&self) -> u64 {
+        self.utime_ns + self.stime_ns
+    }
+
+    /// Resident memory, bytes.
+    pub fn rss(&self) -> u64 {
+        self.memory.anon + self.memory.shared
+    }
+}
+
+/// Longest name of a task that is kept: kernel threads have names beyond the 15 bytes of `comm`.
+pub const COMM_BYTES_MAX: usize = 63;
+
+/// The name of a task, kept in its row: no allocation for a field that every row has.
+#[derive(Clone, Copy)]
+pub struct Comm {
+    len: u8,
+    bytes: [u8; COMM_BYTES_MAX],
+}
+
+impl Default for Comm {
+    fn default() -> Comm {
+        Comm { len: 0, bytes: [0; COMM_BYTES_MAX] }
+    }
+}
+
+impl Comm {
+    /// Keeps at most [`COMM_BYTES_MAX`] bytes of `name`.
+    pub fn new(name: &[u8]) -> Comm {
+        let len = name.len().min(COMM_BYTES_MAX);
+        let mut comm = Comm { len: len as u8, ..Comm::default() };
+        comm.bytes[..len].copy_from_slice(&name[..len]);
+        comm
+    }
+
+    /// The name.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.bytes[..usize::from(self.len)]
+    }
+}
+
+impl std::fmt::Debug for Comm {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:?}", String::from_utf8_lossy(self.as_bytes()))
+    }
+}
+
+/// All processes of a host at one moment.
+#[derive(Debug)]
+pub struct Table {
+    /// Grows by one with each scan of an engine.
+    pub generation: u64,
+    /// When the scan began.
+    pub began: Instant,
+    /// The same on the wall clock: nanoseconds since the Unix epoch.
+    pub began_unix_ns: u64,
+    /// The same in nanoseconds of boot time.
+    pub began_boot_ns: u64,
+    /// How long it took, microseconds.
+    pub scan_us: u64,
+    /// What every row has, if it could be read at all.
+    pub parts: Parts,
+    /// Ascending by pid.
+    pub rows: Vec<Process>,
+    /// CPU use in hundredths of a percent point… one per row: percent of one CPU since the baseline;
+    /// `None` until there is one.
+    pub cpu_percent: Option<Vec<f32>>,
+}
+
+impl Table {
+    /// The row of `pid`.
+    pub fn find(&self, pid: i32) -> Option<&Process> {
+        self.rows.binary_search_by_key(&pid, |row| row.pid).ok().map(|index| &self.rows[index])
+    }
+}
