@@ -1,0 +1,53 @@
+# What people type. Each target is a line or a script: CI and people run the same commands.
+
+SHELL := /bin/sh
+PREFIX ?= /usr/local
+# Options for `kumo up` or for the benchmark: make run ARGS='--listen 127.0.0.1:9000'
+ARGS ?=
+CARGO ?= cargo
+TARGET_DIR = $${CARGO_TARGET_DIR:-target}
+
+.DEFAULT_GOAL := help
+.PHONY: help run build test bench-k2i fmt lint install uninstall clean
+
+help: ## Say what can be made
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | \
+	    awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
+
+run: ## Install what is missing, build, and start the node in the foreground
+	@scripts/install-deps run
+	@$(CARGO) build --release --locked -p kumo -p k2i
+	@exec "$(TARGET_DIR)/release/kumo" up $(ARGS)
+
+build: ## Build the release binaries kumo and k2i
+	@scripts/install-deps run
+	$(CARGO) build --release --locked -p kumo -p k2i
+
+test: ## Install what the tests need and run all of them
+	@scripts/install-deps test
+	scripts/build-bpf --check
+	$(CARGO) test --workspace --locked
+
+bench-k2i: ## Compare our process table with ps and others; writes docs/BENCHMARKS.md
+	@scripts/install-deps run
+	$(CARGO) build --release --locked -p kumo -p k2i -p kumo-testbed
+	"$(TARGET_DIR)/release/bench-k2i" $(ARGS)
+
+fmt: ## Format the code
+	$(CARGO) fmt --all
+
+lint: ## Check format, lints, documentation and, where cargo-deny is installed, dependencies
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked --quiet
+	@if command -v cargo-deny >/dev/null; then $(CARGO) deny --locked check; fi
+
+install: build ## Install kumo and k2i under PREFIX (default /usr/local)
+	install -d "$(DESTDIR)$(PREFIX)/bin"
+	install -m 755 "$(TARGET_DIR)/release/kumo" "$(TARGET_DIR)/release/k2i" "$(DESTDIR)$(PREFIX)/bin/"
+
+uninstall: ## Remove what `make install` installed
+	rm -f "$(DESTDIR)$(PREFIX)/bin/kumo" "$(DESTDIR)$(PREFIX)/bin/k2i"
+
+clean: ## Remove everything that was built
+	$(CARGO) clean
