@@ -8,6 +8,7 @@ mod collect;
 mod engine;
 pub mod host;
 pub mod http;
+pub mod signal;
 mod table;
 
 pub use collect::{CollectorChoice, CollectorKind, Rung};

@@ -1,1 +1,10 @@
-//! .
+//! The door to the kernel: process descriptors and local time; all `unsafe` code of the project.
+//!
+//! What `rustix` offers safely is used directly where it is needed; here is only what it lacks, and
+//! what wants one careful wrapper. Every function blocks at most as long as it says.
+
+mod local_time;
+mod pidfd;
+
+pub use local_time::LocalTime;
+pub use pidfd::{Ended, PidFd};
