@@ -1,13 +1,43 @@
 //! Generations of the table, shared by all who ask.
+//!
+//! A scan holds the collector's lock. Who asks meanwhile waits for the lock and then finds a table
+//! that began after the question: a thousand questions at once cost two scans. A table never changes;
+//! an answer keeps the one it was made from until its last byte is written.
 
 use std::io;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
-use kumo_abi::{Meta, Query};
+use arc_swap::ArcSwapOption;
+use kumo_abi::proc::{Column, PROC};
+use kumo_abi::{Meta, Query, Select};
 
-use crate::collect::{CollectorChoice, Rung};
-use crate::table::{Parts, Table};
+use crate::collect::{Collector, CollectorChoice, CollectorKind, ProcFs, Rung};
+use crate::encode::write_value;
+use crate::names::NameCache;
+use crate::row::{self, Context, rfc3339};
+use crate::select::{Selected, View, parts_of};
+use crate::table::{Parts, Process, Table};
+
+/// CPU use is never measured over less than this: clock ticks of 10 ms would show.
+const CPU_WINDOW_MIN: Duration = Duration::from_millis(500);
+
+/// A reading of CPU times older than this says nothing about now.
+const CPU_WINDOW_MAX: Duration = Duration::from_secs(15);
+
+/// The first answer of all waits this long between its two readings.
+const CPU_WINDOW_FIRST: Duration = Duration::from_millis(200);
+
+/// [`Engine::tick`] takes a reading when the last one is this old.
+const TICK_AGE: Duration = Duration::from_secs(4);
+
+/// A costly collector is left alone when nobody has asked for this long.
+const INTEREST: Duration = Duration::from_secs(60);
+
+/// Size of the pieces in which an answer is written. Larger ones save nothing and cost memory for
+/// each of a thousand readers.
+const PIECE_BYTES: usize = 48 * 1024;
 
 /// How to open an engine.
 #[derive(Clone, Debug)]
@@ -66,7 +96,31 @@ pub enum Format {
 
 /// The process table of this host, ready to be asked. Shared by reference; it blocks while it scans.
 #[derive(Debug)]
-pub struct Engine {}
+pub struct Engine {
+    config: EngineConfig,
+    rungs: Vec<Rung>,
+    kind: CollectorKind,
+    cheap: bool,
+    proc: Arc<ProcFs>,
+    scanner: Mutex<Scanner>,
+    current: ArcSwapOption<Table>,
+    users: NameCache,
+    groups: NameCache,
+    dc: Arc<str>,
+    host: Arc<str>,
+    boot_id: String,
+    memory_bytes: u64,
+    opened: Instant,
+    /// When somebody last asked, milliseconds after `opened`.
+    asked_ms: AtomicU64,
+}
+
+#[derive(Debug)]
+struct Scanner {
+    collector: Collector,
+    generation: u64,
+    baselines: Baselines,
+}
 
 impl Engine {
     /// Opens the best collector that works, or the one that was asked for.
@@ -74,8 +128,40 @@ impl Engine {
     /// # Errors
     /// See [`OpenError`].
     pub fn open(config: EngineConfig) -> Result<Engine, OpenError> {
-        let _ = config;
-        Ok(Engine {})
+        let proc = Arc::new(ProcFs::open().map_err(OpenError::Proc)?);
+        let (collector, rungs) = Collector::open(config.collector, &proc);
+        let Some(collector) = collector else {
+            let asked = match config.collector {
+                CollectorChoice::Only(kind) => kind.name(),
+                CollectorChoice::Auto => "auto",
+            };
+            let why = rungs.iter().find(|rung| rung.collector == asked);
+            let why = why.map_or_else(String::new, |rung| rung.why.clone());
+            return Err(OpenError::Collector(asked, why));
+        };
+        let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
+        let system = rustix::system::sysinfo();
+        Ok(Engine {
+            rungs,
+            kind: collector.kind(),
+            cheap: collector.is_cheap(),
+            proc,
+            scanner: Mutex::new(Scanner {
+                collector,
+                generation: 0,
+                baselines: Baselines::default(),
+            }),
+            current: ArcSwapOption::empty(),
+            users: NameCache::users(),
+            groups: NameCache::groups(),
+            dc: config.dc.as_str().into(),
+            host: config.host.as_str().into(),
+            boot_id: boot_id.map_err(OpenError::Proc)?.trim().to_owned(),
+            memory_bytes: system.totalram as u64 * u64::from(system.mem_unit),
+            opened: Instant::now(),
+            asked_ms: AtomicU64::new(0),
+            config,
+        })
     }
 
     /// Answers one question. Blocks for one scan, or none where a generation is fresh enough; call
@@ -84,63 +170,353 @@ impl Engine {
     /// # Errors
     /// See [`AskError`].
     pub fn ask(&self, question: Question) -> Result<Answer, AskError> {
-        let _ = question;
-        unimplemented!()
+        let Question { query, pids, max_age } = question;
+        let read = query.columns_read();
+        let shown = parts_of(&read);
+        // Who wants a few rows pays for the texts of those alone.
+        let picks = query.limit.is_some() || query.filter.is_some() || pids.is_some();
+        let mut parts = if picks && !query.is_grouped() { early_parts(&query) } else { shown };
+        if read.contains(&Column::Cpu.index()) {
+            parts |= Parts::CPU;
+        }
+        let table = match &pids {
+            Some(pids) if !self.cheap => self.few(pids, shown | (parts & Parts::CPU))?,
+            _ => self.table(max_age, parts)?,
+        };
+        let candidates = match pids {
+            None => (0..table.rows.len()).collect(),
+            Some(pids) => pids.iter().filter_map(|pid| table.position(*pid)).collect(),
+        };
+        let processes = table.rows.len() as u64;
+        let mut view = View::new(self.context(table, &read), Completer(self.proc.clone()));
+        let (selected, matched) = view.select(&query, candidates);
+        let table = &view.context.table;
+        let meta = Meta {
+            dc: self.config.dc.clone(),
+            host: self.config.host.clone(),
+            boot_id: self.boot_id.clone(),
+            collector: self.kind.name().to_owned(),
+            generation: table.generation,
+            as_of: rfc3339(i128::from(table.began_unix_ns)),
+            scan_us: table.scan_us,
+            processes,
+            matched: matched as u64,
+            columns: query.columns.iter().map(|select| select.name(&PROC)).collect(),
+        };
+        Ok(Answer { writer: Writer::new(&meta, &query, shown), meta, view, selected })
     }
 
-    /// A table that is fresh enough and has at least `parts` (where they can be read). The rows'
-    /// late parts are not in it; see [`Engine::complete`].
+    /// A table that is fresh enough and has at least `parts` (where they can be read), but for
+    /// [`Parts::LATE`]; see [`Engine::complete`].
     ///
     /// # Errors
     /// See [`AskError`].
     pub fn table(&self, max_age: Duration, parts: Parts) -> Result<Arc<Table>, AskError> {
-        let _ = (max_age, parts);
-        unimplemented!()
+        let asked = Instant::now();
+        self.asked_ms.store((asked - self.opened).as_millis() as u64, Ordering::Relaxed);
+        let parts = parts.without(Parts::LATE) | Parts::STAT;
+        let fresh =
+            |table: &Arc<Table>| table.began + max_age >= asked && table.parts.contains(parts);
+        if let Some(table) = self.current.load_full().filter(fresh) {
+            return Ok(table);
+        }
+        let mut scanner = self.scanner();
+        if let Some(table) = self.current.load_full().filter(fresh) {
+            return Ok(table); // Made while we waited.
+        }
+        if parts.contains(Parts::CPU) && scanner.baselines.usable(boot_ns()).is_none() {
+            self.scan(&mut scanner, Parts::STAT)?;
+            std::thread::sleep(CPU_WINDOW_FIRST);
+        }
+        self.scan(&mut scanner, parts)
     }
 
     /// Fetches `parts` that `row` lacks from `/proc`. What cannot be read stays absent.
-    pub fn complete(&self, row: &mut crate::Process, parts: Parts) {
-        let _ = (row, parts);
+    pub fn complete(&self, row: &mut Process, parts: Parts) {
+        self.proc.complete(row, parts);
     }
 
-    /// The name of a user id, if it has one.
-    pub fn user_name(&self, uid: u32) -> Option<Arc<str>> {
-        let _ = uid;
-        None
+    /// The name of a user id; its number if it has none.
+    pub fn user_name(&self, uid: u32) -> Arc<str> {
+        self.users.of(std::iter::once(uid)).get(&uid).cloned().unwrap_or_default()
     }
 
-    /// The name of a group id, if it has one.
-    pub fn group_name(&self, gid: u32) -> Option<Arc<str>> {
-        let _ = gid;
-        None
+    /// The name of a group id; its number if it has none.
+    pub fn group_name(&self, gid: u32) -> Arc<str> {
+        self.groups.of(std::iter::once(gid)).get(&gid).cloned().unwrap_or_default()
     }
 
     /// Which collector runs, and what became of each rung of the ladder above it.
     pub fn rungs(&self) -> &[Rung] {
-        &[]
+        &self.rungs
+    }
+
+    /// The boot id of this host: a process identity holds within one boot.
+    pub fn boot_id(&self) -> &str {
+        &self.boot_id
     }
 
     /// What this engine was opened with.
     pub fn config(&self) -> &EngineConfig {
-        unimplemented!()
+        &self.config
     }
 
     /// Takes a reading of CPU times now, if the last one is older than a few seconds, so that the
-    /// next answer's CPU use is of a recent while. The node calls it from time to time.
-    pub fn tick(&self) {}
+    /// next answer's CPU use is of a recent while. The node calls it from time to time. With a
+    /// costly collector it does nothing while nobody asks.
+    pub fn tick(&self) {
+        let idle = self
+            .opened
+            .elapsed()
+            .saturating_sub(Duration::from_millis(self.asked_ms.load(Ordering::Relaxed)));
+        if !self.cheap && idle > INTEREST {
+            return;
+        }
+        let mut scanner = self.scanner();
+        if scanner.baselines.newest_age(boot_ns()).is_none_or(|age| age >= TICK_AGE) {
+            // A failure shows at the next question, to somebody who can act on it.
+            let _ = self.scan(&mut scanner, Parts::STAT);
+        }
+    }
+
+    fn scanner(&self) -> MutexGuard<'_, Scanner> {
+        // A scan that panicked left no half table behind: `current` is set last.
+        self.scanner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn scan(&self, scanner: &mut Scanner, parts: Parts) -> Result<Arc<Table>, AskError> {
+        let clock = Clock::now();
+        let scan = scanner.collector.scan(&self.proc, parts);
+        let scan = scan.map_err(|source| AskError::Scan { collector: self.kind.name(), source })?;
+        let percents = scanner.baselines.percents(clock.boot_ns, &scan.rows);
+        scanner.baselines.record(clock.boot_ns, &scan.rows);
+        scanner.generation += 1;
+        let table = Arc::new(clock.table(scanner.generation, scan.rows, scan.parts, percents));
+        self.current.store(Some(table.clone()));
+        Ok(table)
+    }
+
+    /// A table of a few processes, for a collector whose whole table is costly.
+    fn few(&self, pids: &[i32], parts: Parts) -> Result<Arc<Table>, AskError> {
+        let mut scanner = self.scanner();
+        if parts.contains(Parts::CPU) && scanner.baselines.usable(boot_ns()).is_none() {
+            self.scan(&mut scanner, Parts::STAT)?;
+            std::thread::sleep(CPU_WINDOW_FIRST);
+        }
+        let clock = Clock::now();
+        let mut pids = pids.to_vec();
+        pids.sort_unstable();
+        pids.dedup();
+        let rows: Vec<_> = pids.iter().filter_map(|pid| self.proc.one(*pid, parts)).collect();
+        let percents = scanner.baselines.percents(clock.boot_ns, &rows);
+        Ok(Arc::new(clock.table(scanner.generation, rows, parts, percents)))
+    }
+
+    fn context(&self, table: Arc<Table>, columns: &[usize]) -> Context {
+        let reads = |wanted: &[Column]| wanted.iter().any(|c| columns.contains(&c.index()));
+        // Rows that were read without their ids are completed later: the names of all ids are rare
+        // enough to be looked up for what the table has.
+        let users = if reads(&[Column::User, Column::Ruser]) {
+            self.users.of(table.rows.iter().flat_map(|row| [row.uid.effective, row.uid.real]))
+        } else {
+            Arc::default()
+        };
+        let groups = if reads(&[Column::Group, Column::Rgroup]) {
+            self.groups.of(table.rows.iter().flat_map(|row| [row.gid.effective, row.gid.real]))
+        } else {
+            Arc::default()
+        };
+        Context {
+            table,
+            dc: self.dc.clone(),
+            host: self.host.clone(),
+            users,
+            groups,
+            memory_bytes: self.memory_bytes,
+        }
+    }
 }
 
-/// An answer, written bit by bit so that a large one needs no large buffer.
+/// What must be known of every row before it is decided which rows leave.
+fn early_parts(query: &Query) -> Parts {
+    let sort = query.sort.iter().filter_map(|key| match key.select {
+        Select::Column(column) => Some(column),
+        Select::Aggregate(_) => None,
+    });
+    let filter = query.filter.iter().flat_map(kumo_abi::Filter::columns).copied();
+    let mut parts = parts_of(&sort.chain(filter).collect::<Vec<_>>());
+    // Names are looked up once for the whole table.
+    if parts_of(&query.columns_read()).contains(Parts::STATUS) {
+        parts |= Parts::STATUS;
+    }
+    parts
+}
+
+/// The clocks at the beginning of a scan.
+struct Clock {
+    began: Instant,
+    boot_ns: u64,
+    unix_ns: u64,
+}
+
+impl Clock {
+    fn now() -> Clock {
+        let unix = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
+        Clock { began: Instant::now(), boot_ns: boot_ns(), unix_ns: timespec_ns(unix) }
+    }
+
+    fn table(
+        self,
+        generation: u64,
+        rows: Vec<Process>,
+        parts: Parts,
+        cpu_percent: Option<Vec<f32>>,
+    ) -> Table {
+        Table {
+            generation,
+            began: self.began,
+            began_unix_ns: self.unix_ns,
+            began_boot_ns: self.boot_ns,
+            scan_us: self.began.elapsed().as_micros() as u64,
+            parts: if cpu_percent.is_some() { parts | Parts::CPU } else { parts },
+            rows,
+            cpu_percent,
+        }
+    }
+}
+
+fn boot_ns() -> u64 {
+    timespec_ns(rustix::time::clock_gettime(rustix::time::ClockId::Boottime))
+}
+
+fn timespec_ns(time: rustix::time::Timespec) -> u64 {
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
+/// CPU times of all processes at one moment.
 #[derive(Debug)]
+struct Baseline {
+    boot_ns: u64,
+    /// Ascending by pid.
+    times: Vec<(i32, u64, u64)>,
+}
+
+/// The two readings that CPU use is measured from. However often scans come, the one in use is at
+/// least [`CPU_WINDOW_MIN`] old.
+#[derive(Debug, Default)]
+struct Baselines {
+    older: Option<Baseline>,
+    newer: Option<Baseline>,
+}
+
+impl Baselines {
+    /// The newest reading that is old enough and not too old at `now_ns`.
+    fn usable(&self, now_ns: u64) -> Option<&Baseline> {
+        let age =
+            |baseline: &&Baseline| Duration::from_nanos(now_ns.saturating_sub(baseline.boot_ns));
+        let ready = |baseline: &&Baseline| {
+            // The very first answer has only the reading that was made for it.
+            let min = if self.older.is_some() { CPU_WINDOW_MIN } else { CPU_WINDOW_FIRST };
+            age(baseline) >= min && age(baseline) <= CPU_WINDOW_MAX
+        };
+        let newer = self.newer.as_ref().filter(ready);
+        newer.or_else(|| self.older.as_ref().filter(ready))
+    }
+
+    fn newest_age(&self, now_ns: u64) -> Option<Duration> {
+        let newest = self.newer.as_ref()?;
+        Some(Duration::from_nanos(now_ns.saturating_sub(newest.boot_ns)))
+    }
+
+    /// CPU use of each of `rows` (ascending by pid) at `now_ns`, in percent of one CPU.
+    fn percents(&self, now_ns: u64, rows: &[Process]) -> Option<Vec<f32>> {
+        let baseline = self.usable(now_ns)?;
+        let mut times = baseline.times.iter().peekable();
+        let percent = |row: &Process| {
+            while times.next_if(|(pid, ..)| *pid < row.pid).is_some() {}
+            let before = times
+                .peek()
+                .filter(|(pid, start_ns, _)| *pid == row.pid && *start_ns == row.start_ns);
+            let (since_ns, cpu_ns) = match before {
+                Some((.., cpu_ns)) => (baseline.boot_ns, *cpu_ns),
+                None => (row.start_ns.max(baseline.boot_ns), 0), // It is newer than the reading.
+            };
+            // A process of this very moment: a window below a millisecond would show noise.
+            let window_ns = now_ns.saturating_sub(since_ns).max(1_000_000);
+            row.cpu_ns().saturating_sub(cpu_ns) as f32 * 100.0 / window_ns as f32
+        };
+        Some(rows.iter().map(percent).collect())
+    }
+
+    /// Keeps this reading if the last one is old enough to be measured from.
+    fn record(&mut self, now_ns: u64, rows: &[Process]) {
+        if self.newest_age(now_ns).is_some_and(|age| age < CPU_WINDOW_MIN) {
+            return;
+        }
+        let times = rows.iter().map(|row| (row.pid, row.start_ns, row.cpu_ns())).collect();
+        self.older = self.newer.replace(Baseline { boot_ns: now_ns, times });
+    }
+}
+
+/// Fetches what a row lacks; outlives the engine if an answer does.
+#[derive(Debug)]
+struct Completer(Arc<ProcFs>);
+
+/// An answer, written bit by bit so that a large one needs no large buffer.
 pub struct Answer {
     /// What it says about itself.
     pub meta: Meta,
+    view: View<Completer>,
+    selected: Selected,
+    writer: Writer,
+}
+
+impl std::fmt::Debug for Answer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Answer").field("meta", &self.meta).field("rows", &self.len()).finish()
+    }
+}
+
+impl crate::select::Complete for Completer {
+    fn complete(&self, row: &mut Process, parts: Parts) {
+        self.0.complete(row, parts);
+    }
+}
+
+/// Where the writing of an answer is.
+struct Writer {
+    head: Vec<u8>,
+    columns: Vec<Select>,
+    /// `{"pid":`, `,"user":` and so on.
+    keys: Vec<Vec<u8>>,
+    parts: Parts,
+    next: usize,
+    begun: bool,
+}
+
+impl Writer {
+    fn new(meta: &Meta, query: &Query, parts: Parts) -> Writer {
+        let mut head = serde_json::to_vec(meta).expect("plain texts and numbers");
+        head.pop(); // The closing brace: the rows come before it.
+        head.extend_from_slice(br#","rows":["#);
+        let key = |(index, name): (usize, &String)| {
+            let mut key = vec![if index == 0 { b'{' } else { b',' }];
+            write_value(&mut key, &kumo_abi::Value::text(name));
+            key.push(b':');
+            key
+        };
+        let keys = meta.columns.iter().enumerate().map(key).collect();
+        Writer { head, columns: query.columns.clone(), keys, parts, next: 0, begun: false }
+    }
 }
 
 impl Answer {
-    /// Rows of the answer.
+    /// How many rows it has.
     pub fn len(&self) -> usize {
-        0
+        match &self.selected {
+            Selected::Rows(rows) => rows.len(),
+            Selected::Groups(groups) => groups.len(),
+        }
     }
 
     /// Whether it has no rows.
@@ -150,7 +526,141 @@ impl Answer {
 
     /// Appends the next piece (tens of KiB) to `out`; `false` when that was the last one.
     pub fn write_next(&mut self, format: Format, out: &mut Vec<u8>) -> bool {
-        let _ = (format, out);
+        let end = out.len() + PIECE_BYTES;
+        if format == Format::Json && !self.writer.begun {
+            out.append(&mut self.writer.head);
+        }
+        self.writer.begun = true;
+        while self.writer.next < self.len() {
+            if out.len() >= end {
+                return true;
+            }
+            if format == Format::Json && self.writer.next > 0 {
+                out.push(b',');
+            }
+            self.write_row(self.writer.next, out);
+            if format == Format::NdJson {
+                out.push(b'\n');
+            }
+            self.writer.next += 1;
+        }
+        if format == Format::Json {
+            out.extend_from_slice(b"]}");
+        }
         false
+    }
+
+    /// The whole answer at once, for a reader in this process.
+    pub fn into_bytes(mut self, format: Format) -> Vec<u8> {
+        let mut out = Vec::new();
+        while self.write_next(format, &mut out) {}
+        out
+    }
+
+    fn write_row(&self, position: usize, out: &mut Vec<u8>) {
+        let writer = &self.writer;
+        match &self.selected {
+            Selected::Groups(groups) => {
+                for (key, value) in writer.keys.iter().zip(&groups[position]) {
+                    out.extend_from_slice(key);
+                    write_value(out, value);
+                }
+            }
+            Selected::Rows(rows) => {
+                let index = rows[position];
+                let mut scratch = None;
+                let row = self.view.row_with(index, writer.parts, &mut scratch);
+                for (key, select) in writer.keys.iter().zip(&writer.columns) {
+                    let Select::Column(column) = select else { continue };
+                    out.extend_from_slice(key);
+                    let value = row::value(Column::at(*column), row, index, &self.view.context);
+                    write_value(out, &value);
+                }
+            }
+        }
+        out.push(b'}');
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: u64 = 1_000_000_000;
+
+    fn row(pid: i32, start_ns: u64, cpu_ns: u64) -> Process {
+        Process { pid, start_ns, utime_ns: cpu_ns, ..Process::default() }
+    }
+
+    #[test]
+    fn cpu_use_is_of_a_recent_while() {
+        let mut baselines = Baselines::default();
+        assert_eq!(baselines.percents(SECOND, &[row(1, 0, 5)]), None, "nothing to measure from");
+        baselines.record(10 * SECOND, &[row(1, 0, 0), row(2, 0, 7 * SECOND), row(3, 0, 0)]);
+        let now = [
+            row(1, 0, SECOND / 2),                        // half a CPU
+            row(2, 10 * SECOND, SECOND / 4), // a new process under an old number, as old as the window
+            row(4, 10 * SECOND + SECOND / 2, SECOND / 2), // born in between, always running
+        ];
+        assert_eq!(baselines.percents(11 * SECOND, &now), Some(vec![50.0, 25.0, 100.0]));
+        assert_eq!(baselines.percents(60 * SECOND, &now), None, "too long ago");
+    }
+
+    #[test]
+    fn frequent_scans_do_not_shorten_the_window() {
+        let mut baselines = Baselines::default();
+        for step in 0..400 {
+            let now_ns = 10 * SECOND + step * SECOND / 100;
+            if step > 60 {
+                let used = baselines.usable(now_ns).expect("a baseline").boot_ns;
+                let age = Duration::from_nanos(now_ns - used);
+                assert!(age >= CPU_WINDOW_MIN && age < 3 * CPU_WINDOW_MIN, "{age:?} at {step}");
+            }
+            baselines.record(now_ns, &[]);
+        }
+    }
+
+    fn engine() -> Engine {
+        let config = EngineConfig {
+            collector: CollectorChoice::Only(CollectorKind::Proc),
+            dc: "dc".to_owned(),
+            host: "host".to_owned(),
+        };
+        Engine::open(config).expect("/proc is there")
+    }
+
+    #[test]
+    fn questions_at_the_same_time_share_a_scan() {
+        let engine = engine();
+        let first = engine.table(Duration::ZERO, Parts::STAT).expect("a table");
+        let again = engine.table(Duration::from_secs(60), Parts::STAT).expect("a table");
+        assert_eq!(first.generation, again.generation, "young enough");
+        let more = engine.table(Duration::from_secs(60), Parts::MEMORY).expect("a table");
+        assert_eq!(more.generation, 2, "the first had no memory");
+        std::thread::scope(|scope| {
+            for _ in 0..64 {
+                scope.spawn(|| engine.table(Duration::ZERO, Parts::STAT).expect("a table"));
+            }
+        });
+        let after = engine.table(Duration::from_secs(60), Parts::STAT).expect("a table");
+        assert!(after.generation < 64, "{} scans for 64 at once", after.generation - 2);
+    }
+
+    #[test]
+    fn the_first_answer_knows_cpu_use() {
+        let engine = engine();
+        let busy = std::thread::spawn(|| {
+            let until = Instant::now() + Duration::from_secs(1);
+            while Instant::now() < until {}
+        });
+        let text = kumo_abi::QueryText { columns: Some("pid,cpu".into()), ..Default::default() };
+        let query = Query::parse(&text, &PROC, "pid").expect("a query");
+        let pids = Some(vec![std::process::id() as i32]);
+        let question = Question { query, pids, max_age: Duration::ZERO };
+        let answer = engine.ask(question).expect("an answer").into_bytes(Format::Json);
+        let rows: kumo_abi::Rows = serde_json::from_slice(&answer).expect("what clients read");
+        let cpu = rows.rows[0]["cpu"].as_f64().expect("a number in the first answer");
+        assert!(cpu > 0.0, "we were busy, and {cpu} % is not");
+        busy.join().expect("it ends by itself");
     }
 }

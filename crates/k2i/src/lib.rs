@@ -4,10 +4,15 @@
 //! between all that ask at the same time. [`http`] puts it on the network. Nothing here knows of
 //! other hosts.
 
+mod cgroup;
 mod collect;
+mod encode;
 mod engine;
 pub mod host;
 pub mod http;
+mod names;
+mod row;
+mod select;
 pub mod signal;
 mod table;
 

@@ -4,7 +4,7 @@
 //! or ends while it is taken may be in it or not, but it never holds half a process: a row that could
 //! not be read whole says which parts it has.
 
-use std::ops::{BitOr, BitOrAssign};
+use std::ops::{BitAnd, BitOr, BitOrAssign};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -26,8 +26,8 @@ impl Parts {
     pub const STATUS: Parts = Parts(1 << 2);
     /// `io`. Needs the right to trace the process.
     pub const IO: Parts = Parts(1 << 3);
-    /// `schedstat` of all threads: the run-queue delay.
-    pub const DELAY: Parts = Parts(1 << 4);
+    /// Summed over `task/*`: the run-queue delay of `schedstat`, the context switches of `status`.
+    pub const THREADS: Parts = Parts(1 << 4);
     /// `ns/*`. Needs the right to trace the process.
     pub const NAMESPACES: Parts = Parts(1 << 5);
     /// `loginuid` and `oom_score_adj`.
@@ -46,6 +46,11 @@ impl Parts {
     pub const OOM_SCORE: Parts = Parts(1 << 12);
     /// `wchan`.
     pub const WCHAN: Parts = Parts(1 << 13);
+    /// CPU use since an earlier reading; of a table, not of a row.
+    pub const CPU: Parts = Parts(1 << 14);
+    /// What is fetched for the rows that leave only, one by one, whatever the collector.
+    pub const LATE: Parts =
+        Parts(Self::EXE.0 | Self::CWD.0 | Self::ROOT.0 | Self::OOM_SCORE.0 | Self::WCHAN.0);
 
     /// Whether all of `other` are in here.
     pub fn contains(self, other: Parts) -> bool {
@@ -66,6 +71,13 @@ impl Parts {
     /// Whether there are none.
     pub fn is_empty(self) -> bool {
         self.0 == 0
+    }
+}
+
+impl BitAnd for Parts {
+    type Output = Parts;
+    fn bitand(self, other: Parts) -> Parts {
+        Parts(self.0 & other.0)
     }
 }
 
@@ -238,9 +250,9 @@ pub struct Process {
     pub locked: u64,
     /// [`Parts::STATUS`]: stack, bytes.
     pub stack: u64,
-    /// [`Parts::STATUS`]: voluntary context switches.
+    /// [`Parts::THREADS`]: voluntary context switches.
     pub vcsw: u64,
-    /// [`Parts::STATUS`]: involuntary context switches.
+    /// [`Parts::THREADS`]: involuntary context switches.
     pub ivcsw: u64,
     /// [`Parts::STATUS`]: capabilities.
     pub caps: Capabilities,
@@ -250,7 +262,7 @@ pub struct Process {
     pub no_new_privs: bool,
     /// [`Parts::IO`].
     pub io: Io,
-    /// [`Parts::DELAY`]: nanoseconds ready but not running.
+    /// [`Parts::THREADS`]: nanoseconds ready but not running.
     pub run_delay_ns: u64,
     /// [`Parts::NAMESPACES`].
     pub ns: Namespaces,
@@ -260,6 +272,8 @@ pub struct Process {
     pub oom_score_adj: i16,
     /// [`Parts::CMDLINE`]: arguments, each ended by NUL; `None` for kernel threads and zombies.
     pub cmdline: Option<Arc<[u8]>>,
+    /// The command line is there but longer than [`CMDLINE_KEPT_BYTES_MAX`]: a fetch brings it.
+    pub cmdline_long: bool,
     /// [`Parts::CGROUP`]: the text of `/proc/<pid>/cgroup`, shared by all in the same groups.
     pub cgroup: Option<Arc<[u8]>>,
     /// [`Parts::EXE`] and what else is fetched for single rows.
@@ -281,8 +295,12 @@ pub struct Late {
     pub wchan: Option<Box<[u8]>>,
 }
 
+/// Longest command line that a table keeps for each row. Longer ones, which are few, are fetched
+/// for the rows that leave: a hundred processes of 2 MB of arguments must not fill our memory.
+pub(crate) const CMDLINE_KEPT_BYTES_MAX: usize = 32 * 1024;
+
 /// `PF_KTHREAD` of `include/linux/sched.h`.
-pub const PF_KTHREAD: u32 = 0x0020_0000;
+pub(crate) const PF_KTHREAD: u32 = 0x0020_0000;
 
 impl Process {
     /// Its identity within this boot.
@@ -307,7 +325,7 @@ impl Process {
 }
 
 /// Longest name of a task that is kept: kernel threads have names beyond the 15 bytes of `comm`.
-pub const COMM_BYTES_MAX: usize = 63;
+pub(crate) const COMM_BYTES_MAX: usize = 63;
 
 /// The name of a task, kept in its row: no allocation for a field that every row has.
 #[derive(Clone, Copy)]
@@ -360,14 +378,14 @@ pub struct Table {
     pub parts: Parts,
     /// Ascending by pid.
     pub rows: Vec<Process>,
-    /// CPU use in hundredths of a percent point… one per row: percent of one CPU since the baseline;
-    /// `None` until there is one.
+    /// For each row its CPU use since an earlier reading, percent of one CPU; `None` until there is an
+    /// earlier one.
     pub cpu_percent: Option<Vec<f32>>,
 }
 
 impl Table {
-    /// The row of `pid`.
-    pub fn find(&self, pid: i32) -> Option<&Process> {
-        self.rows.binary_search_by_key(&pid, |row| row.pid).ok().map(|index| &self.rows[index])
+    /// The index of the row of `pid`.
+    pub fn position(&self, pid: i32) -> Option<usize> {
+        self.rows.binary_search_by_key(&pid, |row| row.pid).ok()
     }
 }

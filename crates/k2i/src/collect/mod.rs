@@ -1,4 +1,14 @@
 //! The collector ladder: `iter.s`, `iter`, `proc`.
+//!
+//! A rung is chosen by trying it, not by version numbers. Whatever rung runs, texts and links of
+//! single rows come from `/proc`, so a collector always has an open one.
+
+mod proc;
+
+use std::io;
+
+use crate::table::{Parts, Process};
+pub(crate) use proc::ProcFs;
 
 /// Which collector to use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -58,4 +68,66 @@ pub struct Rung {
     pub chosen: bool,
     /// Why it was chosen, passed over or not tried, and what would help.
     pub why: String,
+}
+
+/// A collector that works.
+#[derive(Debug)]
+pub(crate) struct Collector {
+    kind: CollectorKind,
+}
+
+/// What one scan brought.
+#[derive(Debug)]
+pub(crate) struct Scan {
+    /// Ascending by pid.
+    pub(crate) rows: Vec<Process>,
+    /// What was fetched for every row, if it could be read at all.
+    pub(crate) parts: Parts,
+}
+
+impl Collector {
+    /// Tries the ladder from the top, or the one rung that was asked for.
+    pub(crate) fn open(choice: CollectorChoice, proc: &ProcFs) -> (Option<Collector>, Vec<Rung>) {
+        let mut rungs = Vec::new();
+        let mut opened: Option<Collector> = None;
+        for kind in CollectorKind::LADDER {
+            let wanted = choice == CollectorChoice::Auto || choice == CollectorChoice::Only(kind);
+            let (chosen, why) = match &opened {
+                _ if !wanted => (false, "another collector was asked for".to_owned()),
+                Some(better) => (false, format!("not needed: `{}` works", better.kind.name())),
+                None => match Collector::try_open(kind, proc) {
+                    Ok(collector) => {
+                        opened = Some(collector);
+                        (true, "works here".to_owned())
+                    }
+                    Err(why) => (false, why),
+                },
+            };
+            rungs.push(Rung { collector: kind.name().to_owned(), chosen, why });
+        }
+        (opened, rungs)
+    }
+
+    fn try_open(kind: CollectorKind, proc: &ProcFs) -> Result<Collector, String> {
+        let _ = proc;
+        match kind {
+            CollectorKind::Proc => Ok(Collector { kind }),
+            _ => Err("not built in".to_owned()),
+        }
+    }
+
+    pub(crate) fn kind(&self) -> CollectorKind {
+        self.kind
+    }
+
+    /// Whether a scan of numbers is so cheap that it may run while nobody asks.
+    pub(crate) fn is_cheap(&self) -> bool {
+        self.kind != CollectorKind::Proc
+    }
+
+    /// Reads the whole table with at least `parts`, but for [`Parts::LATE`].
+    pub(crate) fn scan(&mut self, proc: &ProcFs, parts: Parts) -> io::Result<Scan> {
+        let parts = parts.without(Parts::LATE);
+        Ok(Scan { rows: proc.scan(parts)?, parts: parts | Parts::STAT })
+    }
 }
