@@ -1,1 +1,158 @@
-//! The HTTP API.
+//! The HTTP API of one host's process table.
+//!
+//! [`router`] answers requests, [`serve`] brings them in. `/v1` answers as the original k2i of 2018
+//! did, `/v2` is ours. Every refusal is an RFC 9457 problem document.
+//!
+//! Answers are made where blocking is fine, at most [`ANSWERS_MAX`] at once; the others wait in line
+//! and cost next to nothing. A request that has waited takes a table that was read meanwhile: its
+//! age counts from when the request came in.
+
+mod accept;
+mod body;
+mod guard;
+mod problem;
+pub mod serve;
+mod taken;
+pub mod tls;
+mod v1;
+mod v2;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use axum::http::{Method, StatusCode, Uri};
+use axum::routing::get;
+use axum::{Json, Router};
+use serde_json::json;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::spawn_blocking;
+use tokio::time::timeout;
+use tower_http::CompressionLevel;
+use tower_http::compression::CompressionLayer;
+use tower_http::compression::predicate::SizeAbove;
+
+use crate::engine::Engine;
+
+pub use guard::{REQUEST_BODY_BYTES_MAX, TARGET_BYTES_MAX, Via};
+pub use problem::{PROBLEM_JSON, Refused};
+
+/// Most answers under way at once: being made, or being read by their client. Each holds its rows'
+/// numbers, two pieces of some tens of KiB, and up to 1 MiB where it is compressed; more of them
+/// would not be faster.
+pub const ANSWERS_MAX: usize = 32;
+
+/// Longest wait for one of these places. Clients that read slowly may hold them all for a while.
+pub const ANSWER_WAIT_MAX: Duration = Duration::from_secs(60);
+
+/// An answer below this many bytes is not compressed: it fits into a packet or two anyway.
+const COMPRESSED_BYTES_MIN: u16 = 2048;
+
+/// What the routes share.
+#[derive(Debug)]
+pub struct Api {
+    engine: Arc<Engine>,
+    places: Arc<Semaphore>,
+    requests: AtomicU64,
+}
+
+impl Api {
+    /// The API of one engine.
+    pub fn new(engine: Arc<Engine>) -> Arc<Api> {
+        let places = Arc::new(Semaphore::new(ANSWERS_MAX));
+        Arc::new(Api { engine, places, requests: AtomicU64::new(0) })
+    }
+
+    /// The engine that it asks.
+    pub fn engine(&self) -> &Arc<Engine> {
+        &self.engine
+    }
+
+    /// Requests that came in so far, refused ones included.
+    pub fn requests(&self) -> u64 {
+        self.requests.load(Ordering::Relaxed)
+    }
+
+    /// Runs `work` where blocking is fine, once there is a place for its answer. It is told how long
+    /// it has waited, and owns its place.
+    async fn answer<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Arc<Engine>, Turn) -> Result<T, Refused> + Send + 'static,
+    ) -> Result<T, Refused> {
+        let came = Instant::now();
+        let place = timeout(ANSWER_WAIT_MAX, Arc::clone(&self.places).acquire_owned());
+        let place = place.await.map_err(|_| Refused::busy())?.map_err(|_| Refused::busy())?;
+        let engine = Arc::clone(&self.engine);
+        let work = move || work(&engine, Turn { place, came });
+        spawn_blocking(work).await.unwrap_or_else(|error| {
+            tracing::error!("an answer failed: {error}");
+            Err(Refused::bug())
+        })
+    }
+}
+
+/// The turn of one request: its place among the answers, and when it came.
+struct Turn {
+    place: OwnedSemaphorePermit,
+    came: Instant,
+}
+
+impl Turn {
+    /// What a table's age may be now, if it might be `max_age` when the request came.
+    fn age_max(&self, max_age: Duration) -> Duration {
+        max_age + self.came.elapsed()
+    }
+}
+
+/// Every route of this API, with its checks, compression and headers.
+pub fn router(api: Arc<Api>) -> Router {
+    let compression = CompressionLayer::new()
+        .quality(CompressionLevel::Fastest)
+        .compress_when(SizeAbove::new(COMPRESSED_BYTES_MIN));
+    let guard = axum::middleware::from_fn_with_state(Arc::clone(&api), guard::guard);
+    Router::new()
+        .route("/", get(index))
+        .merge(v1::routes())
+        .merge(v2::routes())
+        .fallback(no_route)
+        .method_not_allowed_fallback(no_method)
+        .layer(guard)
+        .layer(compression)
+        .with_state(api)
+}
+
+/// What there is to ask for.
+async fn index() -> Json<serde_json::Value> {
+    Json(json!({
+        "name": "k2i",
+        "version": env!("CARGO_PKG_VERSION"),
+        "routes": {
+            "/v2/proc": "the process table: ?columns=&filter=&sort=&limit=&group=&max_age_ms=",
+            "/v2/proc/{pid}": "one process, all columns",
+            "/v2/proc/{pid}/tree": "one process and its descendants",
+            "/v2/columns": "the columns of the process table",
+            "/v2/host": "the host: kernel, CPUs, memory, load, pressure",
+            "/v1/proc": "the process table as k2i 0.2 gave it, with its /v1/proc/{pid}, /v1/proc/cmd/{text}, /v1/proc/self",
+        },
+    }))
+}
+
+async fn no_route(uri: Uri) -> Refused {
+    let detail = format!("there is nothing at `{}`; / lists what there is", uri.path());
+    Refused::new(StatusCode::NOT_FOUND, "not-found", "There is no such address", detail)
+}
+
+async fn no_method(method: Method, uri: Uri) -> Refused {
+    let detail = format!("`{}` answers GET and HEAD, not {method}", uri.path());
+    let title = "The method is not allowed here";
+    Refused::new(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", title, detail)
+}
+
+/// A process number from a piece of a path.
+fn parse_pid(text: &str) -> Result<i32, Refused> {
+    let pid = text.parse::<i32>().ok().filter(|pid| *pid > 0);
+    pid.ok_or_else(|| {
+        let detail = format!("`{}` is no process number", text.escape_debug());
+        Refused::bad_request(detail)
+    })
+}

@@ -1,0 +1,226 @@
+//! Who may ask at all: checks before any route, and headers on every answer.
+//!
+//! A page from elsewhere in the user's browser can reach a server on this machine. It cannot read the
+//! answer, unless its name is made to resolve to 127.0.0.1 (DNS rebinding): then the browser takes
+//! both for one site, but still sends the page's name as `Host`. So on loopback only this machine's
+//! own names are served.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use axum::extract::{Request, State};
+use axum::http::uri::Authority;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Version, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+
+use super::Api;
+use super::problem::Refused;
+
+/// How a request came in; [`super::serve`] attaches it to each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Via {
+    /// TCP, with TLS or without.
+    Tcp {
+        /// Our end of the connection.
+        local: SocketAddr,
+        /// Whether it is encrypted.
+        tls: bool,
+    },
+    /// A Unix socket: no browser can reach it, and its file's mode says who may.
+    Unix,
+}
+
+/// Longest path and query together. Five query parts of 8 KiB fit, unless all of them are written as
+/// `%XX`.
+pub const TARGET_BYTES_MAX: usize = 48 * 1024;
+
+/// Largest request body. No route reads one, and this much is still read and forgotten so that the
+/// connection can be kept.
+pub const REQUEST_BODY_BYTES_MAX: u64 = 64 * 1024;
+
+/// Runs the checks, then the route, then adds the headers.
+pub(crate) async fn guard(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {
+    api.requests.fetch_add(1, Ordering::Relaxed);
+    let mut response = match check(&request) {
+        Ok(()) => next.run(request).await,
+        Err(refused) => refused.into_response(),
+    };
+    let headers = response.headers_mut();
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
+fn check(request: &Request) -> Result<(), Refused> {
+    let target = request.uri().path_and_query().map_or(0, |target| target.as_str().len());
+    if target > TARGET_BYTES_MAX {
+        let detail = format!("path and query have {target} bytes; {TARGET_BYTES_MAX} is the most");
+        let title = "The address is too long";
+        return Err(Refused::new(StatusCode::URI_TOO_LONG, "uri-too-long", title, detail));
+    }
+    let length = request.headers().get(header::CONTENT_LENGTH);
+    let length = length.and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+    if length.is_some_and(|length| length > REQUEST_BODY_BYTES_MAX) {
+        let detail = "this API takes no request bodies; put parameters into the query";
+        let title = "The request body is too large";
+        return Err(Refused::new(StatusCode::PAYLOAD_TOO_LARGE, "body-too-large", title, detail));
+    }
+    let via = request.extensions().get::<Via>().copied();
+    let Some(Via::Tcp { local, .. }) = via else {
+        return Ok(());
+    };
+    let named = request.uri().authority().cloned().map(Ok).or_else(|| host(request.headers()));
+    let named = match named {
+        Some(Ok(named)) => Some(named),
+        // Only HTTP/1.0 may leave it out, and no browser speaks that.
+        None if request.version() < Version::HTTP_11 => None,
+        Some(Err(())) | None => {
+            return Err(Refused::bad_request("the request needs one well-formed Host header"));
+        }
+    };
+    if let Some(named) = &named {
+        check_host(named, local.ip())?;
+    }
+    check_origin(request.headers(), named.as_ref())
+}
+
+/// The `Host` header; an error if it is no authority or stands twice.
+fn host(headers: &HeaderMap) -> Option<Result<Authority, ()>> {
+    let mut all = headers.get_all(header::HOST).iter();
+    let first = all.next()?;
+    if all.next().is_some() {
+        return Some(Err(()));
+    }
+    Some(Authority::try_from(first.as_bytes()).map_err(|_| ()))
+}
+
+/// On loopback only the machine's own names are served, with any port: it may be forwarded.
+fn check_host(named: &Authority, local: IpAddr) -> Result<(), Refused> {
+    let local = local.to_canonical();
+    if !local.is_loopback() {
+        return Ok(());
+    }
+    let name = named.host().trim_start_matches('[').trim_end_matches(']');
+    let ours = name.eq_ignore_ascii_case("localhost")
+        || name.parse::<IpAddr>().is_ok_and(|ip| {
+            let ip = ip.to_canonical();
+            ip == local || ip == IpAddr::from([127, 0, 0, 1]) || ip.is_ipv6() && ip.is_loopback()
+        });
+    if ours {
+        return Ok(());
+    }
+    let detail = format!(
+        "this server listens on {local} and is not `{}`; ask for localhost or {local}",
+        named.host()
+    );
+    let title = "The request is meant for another host";
+    Err(Refused::new(StatusCode::FORBIDDEN, "foreign-host", title, detail))
+}
+
+const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+const SEC_FETCH_MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");
+
+/// Pages from elsewhere are refused. A person who follows a link from there is not.
+fn check_origin(headers: &HeaderMap, named: Option<&Authority>) -> Result<(), Refused> {
+    let is = |name: &HeaderName, want: &str| headers.get(name).is_some_and(|value| value == want);
+    let foreign = match headers.get(header::ORIGIN) {
+        Some(origin) => {
+            let origin = origin.to_str().ok().and_then(|origin| origin.split_once("://"));
+            let same = |(_, authority): (&str, &str)| {
+                named.is_some_and(|named| named.as_str().eq_ignore_ascii_case(authority))
+            };
+            !origin.is_some_and(same)
+        }
+        None => {
+            (is(&SEC_FETCH_SITE, "cross-site") || is(&SEC_FETCH_SITE, "same-site"))
+                && !is(&SEC_FETCH_MODE, "navigate")
+        }
+    };
+    if !foreign {
+        return Ok(());
+    }
+    let detail = "a page from another site asked; only pages of this server may";
+    let title = "The request comes from another site";
+    Err(Refused::new(StatusCode::FORBIDDEN, "foreign-origin", title, detail))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::body::Body;
+
+    fn status(via: Via, headers: &[(&str, &str)]) -> u16 {
+        let mut request = Request::builder().uri("/v2/proc");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let mut request = request.body(Body::empty()).expect("a plain request");
+        request.extensions_mut().insert(via);
+        match check(&request) {
+            Ok(()) => 200,
+            Err(refused) => refused.into_response().status().as_u16(),
+        }
+    }
+
+    fn tcp(local: &str) -> Via {
+        Via::Tcp { local: local.parse().expect("an address"), tls: false }
+    }
+
+    #[test]
+    fn hosts() {
+        let cases = [
+            ("127.0.0.1:8000", "localhost", 200),
+            ("127.0.0.1:8000", "LOCALHOST:9999", 200),
+            ("127.0.0.1:8000", "127.0.0.1:8000", 200),
+            ("127.0.0.1:8000", "[::1]:8000", 200),
+            ("127.0.0.1:8000", "evil.example", 403),
+            ("127.0.0.1:8000", "evil.example:8000", 403),
+            ("127.0.0.1:8000", "localhost.evil.example", 403),
+            ("127.0.0.1:8000", "127.0.0.2", 403),
+            ("127.0.0.1:8000", "10.0.0.1", 403),
+            ("127.0.0.1:8000", "a b", 400),
+            ("127.0.0.1:8000", "", 400),
+            ("127.0.0.2:8000", "127.0.0.2:8000", 200),
+            ("[::1]:8000", "[::1]:8000", 200),
+            ("[::1]:8000", "evil.example", 403),
+            ("[::ffff:127.0.0.1]:8000", "127.0.0.1:8000", 200),
+            ("[::ffff:127.0.0.1]:8000", "evil.example", 403),
+            ("10.0.0.1:8000", "web-1.example:8000", 200),
+        ];
+        for (local, host, want) in cases {
+            assert_eq!(status(tcp(local), &[("host", host)]), want, "{host:?} on {local}");
+        }
+        assert_eq!(status(tcp("127.0.0.1:1"), &[]), 400, "no Host at all");
+        let twice = [("host", "localhost"), ("host", "evil.example")];
+        assert_eq!(status(tcp("127.0.0.1:1"), &twice), 400, "two Hosts");
+        assert_eq!(status(Via::Unix, &[("host", "whatever")]), 200, "nobody rebinds a file");
+    }
+
+    #[test]
+    fn origins() {
+        let cases: [(&[(&str, &str)], u16); 7] = [
+            (&[("origin", "http://localhost:8000")], 200),
+            (&[("origin", "http://localhost:3000")], 403),
+            (&[("origin", "https://evil.example")], 403),
+            (&[("origin", "null")], 403),
+            (&[("sec-fetch-site", "cross-site")], 403),
+            (&[("sec-fetch-site", "cross-site"), ("sec-fetch-mode", "navigate")], 200),
+            (&[("sec-fetch-site", "same-origin")], 200),
+        ];
+        for (headers, want) in cases {
+            let headers = [&[("host", "localhost:8000")], headers].concat();
+            assert_eq!(status(tcp("127.0.0.1:8000"), &headers), want, "for {headers:?}");
+        }
+    }
+
+    #[test]
+    fn sizes() {
+        let long = format!("{}", REQUEST_BODY_BYTES_MAX + 1);
+        let cases = [("0", 200), ("65536", 200), (long.as_str(), 413)];
+        for (length, want) in cases {
+            assert_eq!(status(Via::Unix, &[("content-length", length)]), want, "for {length}");
+        }
+    }
+}

@@ -1,0 +1,451 @@
+//! `/v2`: queries over the process table, one process, its tree, the columns, the host.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, Query as UrlQuery, State};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Uri, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use kumo_abi::limits::MAX_AGE_MS_MAX;
+use kumo_abi::proc::{COLUMNS_DEFAULT, Column, PROC};
+use kumo_abi::{Meta, Query, QueryText};
+use serde::Deserialize;
+use serde_json::json;
+
+use super::body::{Pieces, Whole, begin};
+use super::{Api, Refused, accept};
+use crate::engine::{Answer, Format, Question};
+use crate::host::HostReport;
+use crate::table::Parts;
+
+const JSON: &str = "application/json";
+const NDJSON: &str = "application/x-ndjson";
+
+/// Deepest nesting of a tree. A tree nests two levels of JSON a generation, and common readers stop
+/// at 128 levels; real trees have a dozen generations.
+pub(crate) const TREE_DEPTH_MAX: usize = 60;
+
+pub(super) fn routes() -> Router<Arc<Api>> {
+    Router::new()
+        .route("/v2/proc", get(table))
+        .route("/v2/proc/{pid}", get(process))
+        .route("/v2/proc/{pid}/tree", get(tree))
+        .route("/v2/columns", get(columns))
+        .route("/v2/host", get(host))
+}
+
+type Reply = Result<Response, Refused>;
+
+/// `GET /v2/proc`: rows as a query asks for them.
+async fn table(State(api): State<Arc<Api>>, uri: Uri, headers: HeaderMap) -> Reply {
+    let form = accept::choose(&headers, &[JSON, NDJSON])?;
+    let Asked { query, max_age } = Asked::parse(&uri, QUERY_PARAMETERS)?;
+    let query = Query::parse(&query, &PROC, COLUMNS_DEFAULT)?;
+    api.answer(move |engine, turn| {
+        let max_age = turn.age_max(max_age);
+        let answer = engine.ask(Question { query, pids: None, max_age })?;
+        let headers = meta_headers(&answer.meta);
+        let format = if form == NDJSON { Format::NdJson } else { Format::Json };
+        Ok(respond(form, headers, begin(Encoded { answer, format }, turn.place)))
+    })
+    .await
+}
+
+/// `GET /v2/proc/{pid}`: one object with all columns, or those asked for.
+async fn process(
+    State(api): State<Arc<Api>>,
+    pid: Result<Path<String>, PathRejection>,
+    uri: Uri,
+    headers: HeaderMap,
+) -> Reply {
+    let form = accept::choose(&headers, &[JSON])?;
+    let pid = parse_pid(pid)?;
+    let Asked { mut query, max_age } = Asked::parse(&uri, &["columns", "max_age_ms"])?;
+    query.columns.get_or_insert_with(all_columns);
+    let query = Query::parse(&query, &PROC, COLUMNS_DEFAULT)?;
+    if query.is_grouped() {
+        let detail = "one process has no aggregates; ask /v2/proc for them";
+        return Err(Refused::bad_request(detail));
+    }
+    api.answer(move |engine, turn| {
+        let max_age = turn.age_max(max_age);
+        let mut answer = engine.ask(Question { query, pids: Some(vec![pid]), max_age })?;
+        let row = write_whole(&mut answer);
+        if row.is_empty() {
+            return Err(Refused::no_process(pid));
+        }
+        Ok(respond(form, meta_headers(&answer.meta), begin(Whole(row), turn.place)))
+    })
+    .await
+}
+
+/// `GET /v2/proc/{pid}/tree`: one process with its `children`, they with theirs.
+async fn tree(
+    State(api): State<Arc<Api>>,
+    pid: Result<Path<String>, PathRejection>,
+    uri: Uri,
+    headers: HeaderMap,
+) -> Reply {
+    let form = accept::choose(&headers, &[JSON])?;
+    let root = parse_pid(pid)?;
+    let Asked { mut query, max_age } = Asked::parse(&uri, &["columns", "max_age_ms"])?;
+    // The rows must say whose children they are.
+    let columns = query.columns.as_deref().unwrap_or(COLUMNS_DEFAULT);
+    query.columns = Some(with_columns(columns, &[Column::Pid, Column::Ppid]));
+    let query = Query::parse(&query, &PROC, COLUMNS_DEFAULT)?;
+    if query.is_grouped() {
+        let detail = "a tree has no aggregates; ask /v2/proc for them";
+        return Err(Refused::bad_request(detail));
+    }
+    api.answer(move |engine, turn| {
+        let seen = engine.table(turn.age_max(max_age), Parts::STAT)?;
+        let parents: Vec<_> = seen.rows.iter().map(|row| (row.pid, row.ppid)).collect();
+        let pids = family(root, &parents);
+        let max_age = turn.age_max(max_age);
+        let mut answer = engine.ask(Question { query, pids: Some(pids), max_age })?;
+        let body = write_tree(root, &write_whole(&mut answer));
+        let body = body.ok_or_else(|| Refused::no_process(root))?;
+        Ok(respond(form, meta_headers(&answer.meta), begin(Whole(body), turn.place)))
+    })
+    .await
+}
+
+/// `GET /v2/columns`: what can be asked for.
+async fn columns(uri: Uri, headers: HeaderMap) -> Reply {
+    accept::choose(&headers, &[JSON])?;
+    Asked::parse(&uri, &[])?;
+    let columns: Vec<_> = PROC
+        .columns
+        .iter()
+        .map(|column| {
+            json!({
+                "name": column.name,
+                "aliases": column.aliases,
+                "kind": column.kind.name(),
+                "unit": column.unit.name(),
+                "heading": column.heading,
+                "about": column.about,
+            })
+        })
+        .collect();
+    let default: Vec<_> = COLUMNS_DEFAULT.split(',').collect();
+    let aggregates = ["count()", "sum(COLUMN)", "max(COLUMN)"];
+    let document = json!({
+        "table": PROC.name, "default": default, "aggregates": aggregates, "columns": columns,
+    });
+    Ok(Json(document).into_response())
+}
+
+/// `GET /v2/host`: the host itself.
+async fn host(State(api): State<Arc<Api>>, uri: Uri, headers: HeaderMap) -> Reply {
+    accept::choose(&headers, &[JSON])?;
+    Asked::parse(&uri, &[])?;
+    let report = api.answer(|engine, _turn| Ok(HostReport::read(engine)?)).await?;
+    Ok(Json(report).into_response())
+}
+
+/// What the query of an address asks for.
+#[derive(Debug, Default, PartialEq)]
+struct Asked {
+    query: QueryText,
+    max_age: Duration,
+}
+
+const QUERY_PARAMETERS: &[&str] = &["columns", "filter", "sort", "limit", "group", "max_age_ms"];
+
+impl Asked {
+    /// Reads the parameters of an address; others than those `known` here are refused.
+    fn parse(uri: &Uri, known: &[&str]) -> Result<Asked, Refused> {
+        let pairs = UrlQuery::<Vec<(String, String)>>::try_from_uri(uri)
+            .map_err(|error| Refused::bad_request(error.body_text()))?;
+        let mut asked = Asked::default();
+        let mut seen = Vec::new();
+        for (name, value) in pairs.0 {
+            if !known.contains(&name.as_str()) {
+                return Err(unknown_parameter(&name, known));
+            }
+            if seen.contains(&name) {
+                return Err(Refused::bad_request(format!("parameter `{name}` stands twice")));
+            }
+            match name.as_str() {
+                "columns" => asked.query.columns = Some(plus(value)),
+                "filter" => asked.query.filter = Some(value),
+                "sort" => asked.query.sort = Some(value),
+                "limit" => asked.query.limit = Some(value),
+                "group" => asked.query.group = Some(value),
+                _ => asked.max_age = parse_max_age(&value)?,
+            }
+            seen.push(name);
+        }
+        Ok(asked)
+    }
+}
+
+/// A `+` in an address is read as a blank, as forms write it. In front of a list of columns only the
+/// plus makes sense, and `?columns=+exe` is what people write.
+fn plus(columns: String) -> String {
+    match columns.strip_prefix(' ') {
+        Some(rest) => format!("+{rest}"),
+        None => columns,
+    }
+}
+
+fn parse_max_age(text: &str) -> Result<Duration, Refused> {
+    let number = text.parse::<u64>().ok().filter(|age_ms| *age_ms <= MAX_AGE_MS_MAX);
+    number.map(Duration::from_millis).ok_or_else(|| {
+        let detail =
+            format!("max_age_ms `{text}` is no number of milliseconds from 0 to {MAX_AGE_MS_MAX}");
+        Refused::bad_request(detail)
+    })
+}
+
+fn unknown_parameter(name: &str, known: &[&str]) -> Refused {
+    let known = match known {
+        [] => "it takes none".to_owned(),
+        known => format!("there are {}", known.join(", ")),
+    };
+    Refused::bad_request(format!("unknown parameter `{name}`; {known}"))
+}
+
+fn parse_pid(pid: Result<Path<String>, PathRejection>) -> Result<i32, Refused> {
+    let Path(text) = pid.map_err(|error| Refused::bad_request(error.body_text()))?;
+    super::parse_pid(&text)
+}
+
+/// Every column, for an answer about one process.
+fn all_columns() -> String {
+    let names: Vec<_> = PROC.columns.iter().map(|column| column.name).collect();
+    names.join(",")
+}
+
+/// The list of columns with `needed` ones in front, where it lacks them.
+fn with_columns(columns: &str, needed: &[Column]) -> String {
+    let columns = match columns.strip_prefix('+') {
+        Some(added) => format!("{COLUMNS_DEFAULT},{added}"),
+        None => columns.to_owned(),
+    };
+    let has = |column: &Column| {
+        columns.split(',').any(|name| PROC.find(name.trim()) == Some(column.index()))
+    };
+    let mut names: Vec<_> = needed.iter().filter(|c| !has(c)).map(|c| c.spec().name).collect();
+    names.push(&columns);
+    names.join(",")
+}
+
+/// An answer and the form that it is written in.
+struct Encoded {
+    answer: Answer,
+    format: Format,
+}
+
+impl Pieces for Encoded {
+    fn write_next(&mut self, out: &mut Vec<u8>) -> bool {
+        self.answer.write_next(self.format, out)
+    }
+}
+
+/// All rows of an answer, one a line.
+fn write_whole(answer: &mut Answer) -> Vec<u8> {
+    let mut out = Vec::new();
+    while answer.write_next(Format::NdJson, &mut out) {}
+    out
+}
+
+fn respond(form: &'static str, headers: HeaderMap, body: Body) -> Response {
+    let mut response = Response::new(body);
+    *response.headers_mut() = headers;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(form));
+    response
+}
+
+/// What an answer says about itself, as headers: lines of rows have no other place for it.
+fn meta_headers(meta: &Meta) -> HeaderMap {
+    let texts = [
+        (HeaderName::from_static("kumo-dc"), &meta.dc),
+        (HeaderName::from_static("kumo-host"), &meta.host),
+        (HeaderName::from_static("kumo-boot-id"), &meta.boot_id),
+        (HeaderName::from_static("kumo-collector"), &meta.collector),
+        (HeaderName::from_static("kumo-as-of"), &meta.as_of),
+    ];
+    let numbers = [
+        (HeaderName::from_static("kumo-generation"), meta.generation),
+        (HeaderName::from_static("kumo-scan-us"), meta.scan_us),
+        (HeaderName::from_static("kumo-processes"), meta.processes),
+        (HeaderName::from_static("kumo-matched"), meta.matched),
+    ];
+    let mut headers = HeaderMap::with_capacity(16);
+    for (name, text) in texts {
+        // A name that no header can hold is left out here; a JSON body still has it.
+        if let Ok(value) = HeaderValue::from_str(text) {
+            headers.insert(name, value);
+        }
+    }
+    headers.extend(numbers.map(|(name, number)| (name, HeaderValue::from(number))));
+    headers
+}
+
+/// A process and all its descendants, given who is whose parent. Parents that form a ring, as no
+/// kernel makes them but two moments of one table might, are visited once.
+fn family(root: i32, parents: &[(i32, i32)]) -> Vec<i32> {
+    let children = children_of(parents);
+    let mut family = vec![root];
+    let mut next = 0;
+    let mut seen: std::collections::HashSet<i32> = [root].into();
+    while let Some(parent) = family.get(next) {
+        let new = children.get(parent).into_iter().flatten().filter(|pid| seen.insert(**pid));
+        let new: Vec<i32> = new.copied().collect();
+        family.extend(new);
+        next += 1;
+    }
+    family
+}
+
+fn children_of(parents: &[(i32, i32)]) -> HashMap<i32, Vec<i32>> {
+    let mut children: HashMap<i32, Vec<i32>> = HashMap::new();
+    for (pid, ppid) in parents {
+        children.entry(*ppid).or_default().push(*pid);
+    }
+    children
+}
+
+/// What the writer of a tree must know of a row.
+#[derive(Deserialize)]
+struct Link {
+    pid: i32,
+    ppid: i32,
+}
+
+/// Nests rows, one JSON object a line, below the one of `root`; `None` if that is not among them.
+/// Below [`TREE_DEPTH_MAX`] generations descendants are only counted, as `descendants_left_out`.
+fn write_tree(root: i32, rows: &[u8]) -> Option<Vec<u8>> {
+    let lines = rows.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+    let mut by_pid: HashMap<i32, &[u8]> = HashMap::new();
+    let mut parents = Vec::new();
+    for line in lines {
+        let link: Link = serde_json::from_slice(line).ok()?;
+        by_pid.insert(link.pid, line);
+        parents.push((link.pid, link.ppid));
+    }
+    let mut children = children_of(&parents);
+    let mut out = Vec::with_capacity(rows.len() + 32 * by_pid.len());
+    // Each step opens one process, or closes one. A stack on the heap: trees may be deep.
+    enum Step {
+        Open(i32),
+        Close,
+    }
+    by_pid.get(&root)?;
+    let mut steps = vec![Step::Open(root)];
+    let mut depth = 0;
+    while let Some(step) = steps.pop() {
+        let Step::Open(pid) = step else {
+            out.extend_from_slice(b"]}");
+            depth -= 1;
+            continue;
+        };
+        // A row is written once, so that a ring ends.
+        let Some(row) = by_pid.remove(&pid) else { continue };
+        if out.last() == Some(&b'}') {
+            out.push(b',');
+        }
+        out.extend_from_slice(row.strip_suffix(b"}")?);
+        let below = children.remove(&pid).unwrap_or_default();
+        if depth + 1 == TREE_DEPTH_MAX && !below.is_empty() {
+            let left_out = family(pid, &parents).len() - 1;
+            out.extend_from_slice(format!(",\"descendants_left_out\":{left_out}").as_bytes());
+            out.extend_from_slice(b",\"children\":[]}");
+            continue;
+        }
+        out.extend_from_slice(b",\"children\":[");
+        depth += 1;
+        steps.push(Step::Close);
+        steps.extend(below.into_iter().rev().map(Step::Open));
+    }
+    Some(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::response::IntoResponse;
+
+    fn parse(query: &str) -> Result<Asked, String> {
+        let uri = format!("/v2/proc?{query}").parse().expect("an address");
+        Asked::parse(&uri, QUERY_PARAMETERS)
+            .map_err(|refused| format!("{:?}", refused.into_response().status()))
+    }
+
+    #[test]
+    fn addresses() {
+        let asked = parse("columns=pid,cpu&filter=cpu%20%3E%201.0%20%26%26%20pid%20%2B%201%20%3E%203&sort=-cpu&limit=20&max_age_ms=500")
+            .expect("a good query");
+        let some = |text: &str| Some(text.to_owned());
+        let query = QueryText {
+            columns: some("pid,cpu"),
+            filter: some("cpu > 1.0 && pid + 1 > 3"),
+            sort: some("-cpu"),
+            limit: some("20"),
+            group: None,
+        };
+        assert_eq!(asked, Asked { query, max_age: Duration::from_millis(500) });
+        for columns in ["columns=+exe", "columns=%2Bexe"] {
+            let asked = parse(columns).expect(columns);
+            assert_eq!(asked.query.columns.as_deref(), Some("+exe"), "for {columns}");
+        }
+        for bad in ["colums=pid", "limit=1&limit=2", "max_age_ms=-1", "max_age_ms=60001", "=", "a"]
+        {
+            assert_eq!(parse(bad), Err("400".to_owned()), "for {bad}");
+        }
+    }
+
+    #[test]
+    fn a_tree_lists_what_it_nests_by() {
+        let cases = [
+            ("comm", "pid,ppid,comm"),
+            ("comm, PID", "ppid,comm, PID"),
+            ("parent,tgid", "parent,tgid"),
+        ];
+        for (columns, want) in cases {
+            assert_eq!(with_columns(columns, &[Column::Pid, Column::Ppid]), want);
+        }
+        let added = with_columns("+exe", &[Column::Pid]);
+        assert_eq!(added, format!("{COLUMNS_DEFAULT},exe"));
+    }
+
+    fn rows(links: &[(i32, i32)]) -> Vec<u8> {
+        let row = |(pid, ppid): &(i32, i32)| format!("{{\"pid\":{pid},\"ppid\":{ppid}}}\n");
+        links.iter().map(row).collect::<String>().into_bytes()
+    }
+
+    #[test]
+    fn trees() {
+        let links = [(1, 0), (2, 1), (3, 1), (4, 2), (5, 9)];
+        let tree = write_tree(1, &rows(&links)).expect("the root is there");
+        let want = r#"{"pid":1,"ppid":0,"children":[{"pid":2,"ppid":1,"children":[{"pid":4,"ppid":2,"children":[]}]},{"pid":3,"ppid":1,"children":[]}]}"#;
+        assert_eq!(String::from_utf8_lossy(&tree), want);
+        assert_eq!(family(1, &links), [1, 2, 3, 4]);
+        assert_eq!(write_tree(7, &rows(&links)), None);
+
+        let ring = [(1, 3), (2, 1), (3, 2)];
+        assert_eq!(family(2, &ring), [2, 3, 1]);
+        let tree = write_tree(1, &rows(&ring)).expect("the root is there");
+        serde_json::from_slice::<serde_json::Value>(&tree).expect("a ring is cut");
+    }
+
+    #[test]
+    fn a_tree_deeper_than_readers_can_read_is_cut() {
+        let links: Vec<_> = (1..=100_000).map(|pid| (pid, pid - 1)).collect();
+        let tree = write_tree(1, &rows(&links)).expect("the root is there");
+        let tree: serde_json::Value = serde_json::from_slice(&tree).expect("a reader's depth");
+        let mut deepest = &tree;
+        while let Some(child) = deepest["children"].get(0) {
+            deepest = child;
+        }
+        assert_eq!(deepest["pid"], TREE_DEPTH_MAX);
+        assert_eq!(deepest["descendants_left_out"], 100_000 - TREE_DEPTH_MAX);
+    }
+}
