@@ -1,0 +1,198 @@
+//! `bench-k2i`: our process table beside those of others, on one machine, in one run.
+//!
+//! For each number of processes a crowd is started once; then every case runs once a round, in an
+//! order that turns, so that whatever disturbs the machine disturbs all. Everything that is timed,
+//! servers, clients and peers, runs on one and the same CPU: a server beside its client gets no more
+//! of the machine than `ps` does. The crowd sleeps on all CPUs. Every answer is checked before it is
+//! timed. Times are reported, never asserted.
+
+mod cases;
+mod http;
+mod machine;
+mod report;
+mod server;
+mod stats;
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use clap::Parser;
+use kumo_testbed::{Mix, Zoo};
+
+use cases::Case;
+use report::{Round, Timed, Watched};
+use server::Server;
+
+/// Compare our process table with ps and, where they are installed, with others
+#[derive(Parser)]
+struct Args {
+    /// Numbers of processes, one table each
+    #[arg(long, value_delimiter = ',', default_values_t = [300, 3_000, 10_000])]
+    processes: Vec<usize>,
+    /// Rounds for each number of processes
+    #[arg(long, default_value_t = 11)]
+    rounds: usize,
+    /// Watch once a second for this many seconds; 0 leaves it out
+    #[arg(long, default_value_t = 30)]
+    watch_s: u64,
+    /// A first impression: 3 rounds, 5 seconds, nothing written
+    #[arg(long)]
+    quick: bool,
+    /// Measure ps and ourselves only
+    #[arg(long)]
+    no_peers: bool,
+    /// The document to write the tables into; - writes none
+    #[arg(long, default_value = "docs/BENCHMARKS.md")]
+    document: PathBuf,
+    /// The folder of the binaries; by default that of this program
+    #[arg(long)]
+    programs: Option<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    match run(Args::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench-k2i: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(mut args: Args) -> io::Result<()> {
+    if args.quick {
+        (args.rounds, args.watch_s) = (3, 5);
+        args.document = PathBuf::from("-");
+    }
+    let programs = match &args.programs {
+        Some(folder) => folder.clone(),
+        None => std::env::current_exe()?.parent().unwrap_or(Path::new(".")).to_owned(),
+    };
+    let mut text = heading(&args);
+    println!("{text}");
+    for processes in &args.processes {
+        let tables = report::tables(&measure(*processes, &args, &programs)?);
+        println!("{tables}");
+        text += "\n";
+        text += &tables;
+    }
+    if args.document != Path::new("-") {
+        let document = fs::read_to_string(&args.document).unwrap_or_default();
+        fs::write(&args.document, report::place(&document, &text))?;
+        eprintln!("bench-k2i: wrote {}", args.document.display());
+    }
+    Ok(())
+}
+
+fn heading(args: &Args) -> String {
+    let command: Vec<String> = std::env::args().skip(1).collect();
+    let arguments = match command.join(" ") {
+        none if none.is_empty() => String::new(),
+        some => format!(" ARGS='{some}'"),
+    };
+    let date = machine::output_of("date", &["-u", "+%F"]).unwrap_or_default();
+    let commit = machine::output_of("git", &["rev-parse", "--short", "HEAD"]).unwrap_or_default();
+    format!(
+        "`make bench-k2i{arguments}`, {date}, commit {commit}: {} rounds each.\n\nMachine: {}.\n",
+        args.rounds,
+        machine::describe(),
+    )
+}
+
+/// Everything for one number of processes.
+fn measure(processes: usize, args: &Args, programs: &Path) -> io::Result<Round> {
+    eprintln!("bench-k2i: starting {processes} processes");
+    let crowd = Zoo::crowd(processes, Mix::default());
+    let cpu = machine::last_cpu()?;
+    let pinned = || -> io::Result<Round> {
+        machine::pin(cpu)?;
+        let (ours, servers) = cases::ours(programs);
+        let mut all = ours;
+        let peers = if args.no_peers { Vec::new() } else { cases::peers(&mut all) };
+        for case in &all {
+            case.check(&crowd).map_err(|error| named(&case.name, &error))?;
+        }
+        let timed = time_all(&all, args.rounds)?;
+        drop(peers);
+        let watched = watch_all(programs, Duration::from_secs(args.watch_s))?;
+        drop(servers);
+        Ok(Round { processes, timed, watched })
+    };
+    // On a thread of its own, because the next crowd shall not inherit our CPU.
+    std::thread::scope(|scope| scope.spawn(pinned).join())
+        .map_err(|_| io::Error::other("the measuring thread panicked"))?
+}
+
+fn named(name: &str, error: &io::Error) -> io::Error {
+    io::Error::other(format!("{name}: {error}"))
+}
+
+/// One time of every case a round; the order turns by one each round.
+fn time_all(cases: &[Case], rounds: usize) -> io::Result<Vec<Timed>> {
+    let mut timed: Vec<Timed> = cases.iter().map(Case::empty).collect();
+    for round in 0..rounds {
+        eprint!("\rbench-k2i: round {} of {rounds} ", round + 1);
+        for turn in 0..cases.len() {
+            let index = (round + turn) % cases.len();
+            let (time, bytes) =
+                cases[index].time().map_err(|error| named(&cases[index].name, &error))?;
+            timed[index].times.0.push(time);
+            timed[index].bytes = bytes;
+        }
+    }
+    eprintln!();
+    Ok(timed)
+}
+
+/// Watches each of our collectors with each kind of question at once, and `top` beside them.
+fn watch_all(programs: &Path, wall_min: Duration) -> io::Result<Vec<Watched>> {
+    if wall_min.is_zero() {
+        return Ok(Vec::new());
+    }
+    eprintln!("bench-k2i: watching for {} s", wall_min.as_secs());
+    let mut watched: Vec<(String, Server, Option<String>)> = Vec::new();
+    for collector in cases::COLLECTORS {
+        for (what, path) in [("top 20", cases::TOP_PATH), ("full table", cases::FULL_PATH)] {
+            if let Ok(server) = Server::k2i(&programs.join("k2i"), collector) {
+                let path = format!("{path}&max_age_ms=500");
+                watched.push((format!("k2i `{collector}`, {what}"), server, Some(path)));
+            }
+        }
+    }
+    for (name, mut command) in cases::watchers() {
+        watched.push((name, Server::plain(&mut command)?, None));
+    }
+    let gone = || io::Error::other("a watched program ended");
+    let ask_all = |watched: &[(String, Server, Option<String>)]| -> io::Result<()> {
+        for (name, server, path) in watched {
+            if let Some(path) = path {
+                http::fetch(server.address, path).map_err(|error| named(name, &error))?;
+            }
+        }
+        Ok(())
+    };
+    // What a start costs is not what a watch costs.
+    ask_all(&watched)?;
+    std::thread::sleep(Duration::from_secs(2));
+    let began = Instant::now();
+    let before: Vec<Duration> = watched
+        .iter()
+        .map(|(_, server, _)| machine::cpu_time(server.pid()).ok_or_else(gone))
+        .collect::<io::Result<_>>()?;
+    let mut next = began;
+    while began.elapsed() < wall_min {
+        ask_all(&watched)?;
+        next += Duration::from_secs(1);
+        std::thread::sleep(next.saturating_duration_since(Instant::now()));
+    }
+    let wall = began.elapsed();
+    let finish = |((name, server, _), before): ((String, Server, Option<String>), Duration)| {
+        let cpu = machine::cpu_time(server.pid()).ok_or_else(gone)?.saturating_sub(before);
+        let resident_kib = machine::resident_kib(server.pid()).ok_or_else(gone)?;
+        Ok(Watched { name, cpu, wall, resident_kib })
+    };
+    watched.into_iter().zip(before).map(finish).collect()
+}
