@@ -18,6 +18,9 @@ pub const FILTER_DEPTH_MAX: usize = 64;
 /// Longest compiled regular expression in a filter.
 pub const FILTER_REGEX_BYTES_MAX: usize = 256 * 1024;
 
+/// Most regular expressions in one filter: with the limit above, 4 MiB of them.
+pub const FILTER_REGEXES_MAX: usize = 16;
+
 /// Most seconds that an answer may be old when a request asks for `max_age_ms`.
 pub const MAX_AGE_MS_MAX: u64 = 60_000;
 
