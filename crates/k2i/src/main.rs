@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Parser;
-use k2i::http::serve::{Bound, Listen, check_exposure, stop_signal};
+use k2i::http::serve::{Bound, Listen, StopSignals, check_exposure};
 use k2i::http::tls::{TlsFiles, load};
 use k2i::http::{Api, router};
 use k2i::{CollectorChoice, Engine, EngineConfig, host};
@@ -103,6 +103,7 @@ fn run(options: Options) -> Result<(), Box<dyn Error>> {
 
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
+        let mut signals = StopSignals::listen()?;
         let bound = match &options.listen {
             Listen::Tcp(address) => Bound::tcp(*address, tls)?,
             Listen::Unix(path) => Bound::unix(path)?,
@@ -114,7 +115,7 @@ fn run(options: Options) -> Result<(), Box<dyn Error>> {
         let (stop, stopping) = watch::channel(false);
         tokio::spawn(tick(Arc::clone(&engine)));
         let serving = tokio::spawn(bound.serve(router(Api::new(engine)), stopping));
-        let name = stop_signal().await?;
+        let name = signals.next().await;
         tracing::info!("{name}: stopping");
         let _ = stop.send(true);
         serving.await?;
