@@ -48,6 +48,8 @@ impl Parts {
     pub const WCHAN: Parts = Parts(1 << 13);
     /// CPU use since an earlier reading; of a table, not of a row.
     pub const CPU: Parts = Parts(1 << 14);
+    /// All that a scan can bring for every row.
+    pub const EVERY_ROW: Parts = Parts((Self::CGROUP.0 << 1) - 1);
     /// What is fetched for the rows that leave only, one by one, whatever the collector.
     pub const LATE: Parts =
         Parts(Self::EXE.0 | Self::CWD.0 | Self::ROOT.0 | Self::OOM_SCORE.0 | Self::WCHAN.0);

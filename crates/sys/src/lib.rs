@@ -4,6 +4,7 @@
 //! what wants one careful wrapper. Every function blocks at most as long as it says.
 
 mod local_time;
+pub mod memory;
 mod pidfd;
 
 pub use local_time::LocalTime;

@@ -3,11 +3,14 @@
 //! A rung is chosen by trying it, not by version numbers. Whatever rung runs, texts and links of
 //! single rows come from `/proc`, so a collector always has an open one.
 
+mod bpf;
 mod proc;
+mod records;
 
 use std::io;
 
 use crate::table::{Parts, Process};
+use bpf::BpfCollector;
 pub(crate) use proc::ProcFs;
 
 /// Which collector to use.
@@ -74,6 +77,8 @@ pub struct Rung {
 #[derive(Debug)]
 pub(crate) struct Collector {
     kind: CollectorKind,
+    /// None on the lowest rung.
+    bpf: Option<Box<BpfCollector>>,
 }
 
 /// What one scan brought.
@@ -109,11 +114,11 @@ impl Collector {
     }
 
     fn try_open(kind: CollectorKind, proc: &ProcFs) -> Result<Collector, String> {
-        let _ = proc;
-        match kind {
-            CollectorKind::Proc => Ok(Collector { kind }),
-            _ => Err("not built in".to_owned()),
-        }
+        let bpf = match kind {
+            CollectorKind::Proc => None,
+            _ => Some(Box::new(BpfCollector::open(kind, proc)?)),
+        };
+        Ok(Collector { kind, bpf })
     }
 
     pub(crate) fn kind(&self) -> CollectorKind {
@@ -128,6 +133,115 @@ impl Collector {
     /// Reads the whole table with at least `parts`, but for [`Parts::LATE`].
     pub(crate) fn scan(&mut self, proc: &ProcFs, parts: Parts) -> io::Result<Scan> {
         let parts = parts.without(Parts::LATE);
+        if let Some(bpf) = &mut self.bpf {
+            return bpf.scan(proc, parts);
+        }
         Ok(Scan { rows: proc.scan(parts)?, parts: parts | Parts::STAT })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ALL: Parts = Parts::EVERY_ROW;
+
+    /// What must be the same from whatever collector, as text to show what differs.
+    fn facts(row: &Process) -> Vec<(&'static str, String)> {
+        // Some parts of some processes /proc hides even from root.
+        let io = row.have.contains(Parts::IO).then_some(row.io);
+        let ns = row.have.contains(Parts::NAMESPACES).then_some(row.ns);
+        vec![
+            ("ppid", row.ppid.to_string()),
+            ("pgrp session tty tpgid", {
+                format!("{} {} {} {}", row.pgrp, row.session, row.tty_nr, row.tpgid)
+            }),
+            ("nspid", row.nspid.to_string()),
+            ("flags", format!("{:#x}", row.flags)),
+            ("state", char::from(row.state).to_string()),
+            ("threads", row.threads.to_string()),
+            ("scheduling", {
+                format!("{} {} {} {}", row.nice, row.priority, row.rtprio, row.policy)
+            }),
+            ("exit signal", row.exit_signal.to_string()),
+            ("start tick", (row.start_ns / kumo_abi::TICK_NS).to_string()),
+            ("children's time", {
+                let tick = kumo_abi::TICK_NS;
+                format!("{} {}", row.cutime_ns / tick, row.cstime_ns / tick)
+            }),
+            ("faults", {
+                format!("{} {} {} {}", row.min_flt, row.maj_flt, row.cmin_flt, row.cmaj_flt)
+            }),
+            ("vsize", row.vsize.to_string()),
+            ("rss limit", row.rss_limit.to_string()),
+            ("comm", format!("{:?}", row.comm)),
+            ("memory", format!("{:?}", row.memory)),
+            ("swap locked stack", format!("{} {} {}", row.swap, row.locked, row.stack)),
+            ("ids", format!("{:?} {:?}", row.uid, row.gid)),
+            ("caps", format!("{:x?}", row.caps)),
+            ("seccomp nnp", format!("{} {}", row.seccomp, row.no_new_privs)),
+            ("io", io.map_or(String::new(), |io| format!("{io:?}"))),
+            ("delay switches", format!("{} {} {}", row.run_delay_ns, row.vcsw, row.ivcsw)),
+            ("ns", ns.map_or(String::new(), |ns| format!("{ns:?}"))),
+            ("audit", format!("{} {}", row.loginuid, row.oom_score_adj)),
+            ("cmdline", format!("{:?}", row.cmdline.as_deref().map(String::from_utf8_lossy))),
+            ("cgroup", format!("{:?}", row.cgroup.as_deref().map(String::from_utf8_lossy))),
+        ]
+    }
+
+    /// What `/proc` shows the same before and after, a collector must have seen in between.
+    fn agrees_with_proc(kind: CollectorKind) {
+        let proc = ProcFs::open().expect("/proc");
+        let (collector, rungs) = Collector::open(CollectorChoice::Only(kind), &proc);
+        let Some(mut collector) = collector else {
+            assert!(!rustix::process::geteuid().is_root(), "as root: {rungs:?}");
+            eprintln!("skipped without the right to load BPF programs: {rungs:?}");
+            return;
+        };
+        for round in ["cold", "warm"] {
+            let before = proc.scan(ALL).expect("a scan of /proc");
+            let rows = collector.scan(&proc, ALL).expect("a scan").rows;
+            let after = proc.scan(ALL).expect("a scan of /proc");
+            assert!(rows.windows(2).all(|pair| pair[0].pid < pair[1].pid), "ascending");
+            let find = |rows: &[Process], pid: i32| {
+                rows.binary_search_by_key(&pid, |row| row.pid).ok().map(|at| rows[at].clone())
+            };
+            let mut compared = 0;
+            for old in &before {
+                let Some(new) = find(&after, old.pid) else { continue };
+                if new.start_ns != old.start_ns {
+                    continue;
+                }
+                let row = find(&rows, old.pid).unwrap_or_else(|| panic!("{old:?} is missing"));
+                assert!(row.have.contains(old.have), "{round} {kind:?}: {row:?} lacks parts");
+                let tick = kumo_abi::TICK_NS;
+                let (low, high) = (old.cpu_ns(), new.cpu_ns() + 2 * tick);
+                assert!((low..=high).contains(&row.cpu_ns()), "{round} CPU time of {row:?}");
+                assert!(row.utime_ns <= new.utime_ns + 2 * tick, "user time of {row:?}");
+                let ran = |row: &Process| (row.vcsw, row.ivcsw, row.run_delay_ns, row.cpu_ns());
+                if ran(old) != ran(&new) {
+                    continue; // It may have changed anything, and back.
+                }
+                for ((name, old), ((_, new), (_, row_value))) in
+                    facts(old).into_iter().zip(facts(&new).into_iter().zip(facts(&row)))
+                {
+                    if old == new && !old.is_empty() {
+                        assert_eq!(row_value, old, "{round} {name} of {row:?}");
+                        compared += 1;
+                    }
+                }
+            }
+            assert!(compared > 100, "only {compared} facts stood still");
+        }
+    }
+
+    #[test]
+    fn the_sleepable_iterator_agrees_with_proc() {
+        agrees_with_proc(CollectorKind::IterSleepable);
+    }
+
+    #[test]
+    fn the_iterator_agrees_with_proc() {
+        agrees_with_proc(CollectorKind::Iter);
     }
 }

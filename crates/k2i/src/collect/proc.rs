@@ -84,14 +84,8 @@ impl ProcFs {
         }
     }
 
-    /// A file of a process, whole; `None` if it cannot be read.
-    pub(crate) fn file(&self, pid: i32, name: &CStr) -> Option<Vec<u8>> {
-        let mut reader = Reader::new(self);
-        let dir = reader.directory(pid).ok()?;
-        reader.slurp(dir.as_fd(), name).ok().map(<[u8]>::to_vec)
-    }
-
-    fn pids(&self) -> io::Result<Vec<i32>> {
+    /// The numbers of all processes, ascending.
+    pub(crate) fn pids(&self) -> io::Result<Vec<i32>> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         // A descriptor of its own: two scans must not share one read position.
         let dir = openat(&self.root, c".", flags, Mode::empty())?;
