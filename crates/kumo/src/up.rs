@@ -1,0 +1,274 @@
+//! `kumo up`: the node of this host, in the foreground.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use k2i::http::serve::Listen;
+use k2i::http::tls::TlsFiles;
+use k2i::{AskError, CollectorChoice, Parts, host};
+use kumo_node::{DC_DEFAULT, Dirs, LISTEN_DEFAULT, Node, NodeConfig, StartError, default_dirs};
+use tracing_subscriber::EnvFilter;
+
+use crate::exit::Exit;
+use crate::output::Output;
+use crate::text;
+use crate::units;
+
+/// What `kumo up --help` ends with.
+pub const EXAMPLES: &str = "\
+Examples:
+  kumo up                                      serve this machine on 127.0.0.1:7080
+  kumo up --listen 127.0.0.1:0                 on a free port; the first line says which
+  kumo up --listen 0.0.0.0:7443 --tls-cert cert.pem --tls-key key.pem
+                                               serve other machines too, over HTTPS
+  kumo up --state-dir /tmp/a --run-dir /tmp/a  beside another node; then: kumo ps --run-dir /tmp/a
+
+Ctrl-C or SIGTERM stops it.";
+
+/// Start the node of this host: its process table over HTTP, and for the other subcommands
+///
+/// One node runs on a state directory at a time. Whatever ends it, the next one starts.
+#[derive(Debug, clap::Args)]
+pub struct Up {
+    /// Where to listen: IP:PORT, or unix:PATH; port 0 takes a free one
+    #[arg(long, value_name = "ADDRESS", default_value = LISTEN_DEFAULT)]
+    listen: Listen,
+    /// What must survive a restart; by default /var/lib/kumo, or ~/.local/state/kumo for users
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    /// The socket for the other subcommands; by default /run/kumo, or $XDG_RUNTIME_DIR/kumo for users
+    #[arg(long, value_name = "DIR")]
+    run_dir: Option<PathBuf>,
+    /// How to read the process table: auto, iter.s, iter or proc
+    #[arg(long, value_name = "NAME", default_value = "auto")]
+    collector: CollectorChoice,
+    /// Name of this data centre
+    #[arg(long, value_name = "NAME", default_value = DC_DEFAULT, value_parser = parse_name)]
+    dc: String,
+    /// Name of this host; the kernel's by default
+    #[arg(long, value_name = "NAME", value_parser = parse_name)]
+    host: Option<String>,
+    /// Serve HTTPS with this certificate chain (PEM)
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+    /// The private key of the certificate (PEM)
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+    /// Let other machines ask without TLS
+    #[arg(long)]
+    insecure: bool,
+    /// What to log on standard error: error, warn, info, debug, or a filter such as k2i=debug; warn
+    /// under the live view, else info
+    #[arg(long, value_name = "FILTER")]
+    log: Option<EnvFilter>,
+    /// Show two lines about the node and the host, each second: auto is on a terminal
+    #[arg(long, value_name = "WHEN", default_value = "auto")]
+    view: ViewChoice,
+}
+
+/// When to show the live view.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum ViewChoice {
+    /// On a terminal
+    Auto,
+    /// Always
+    Always,
+    /// Never
+    Never,
+}
+
+/// Why the node does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum UpError {
+    /// It did not start.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// What the view shows.
+    #[error("cannot read this host any more")]
+    Ask(#[from] AskError),
+    /// The terminal, or the signals.
+    #[error("the node stops: standard output or the signals fail")]
+    Io(#[from] io::Error),
+}
+
+/// Time between two states of the view.
+const VIEW_PERIOD: Duration = Duration::from_secs(1);
+
+/// How old the view's count of processes may be: it costs a scan, and a glance needs no more.
+const VIEW_COUNT_AGE_MAX: Duration = Duration::from_secs(5);
+
+/// How long to wait for the end where there is no view; then to wait again.
+const WAIT: Duration = Duration::from_secs(3600);
+
+/// Runs the node until SIGINT or SIGTERM.
+///
+/// # Errors
+/// See [`UpError`].
+pub fn run(args: &Up, out: &mut Output) -> Result<Exit, UpError> {
+    let view = match args.view {
+        ViewChoice::Auto => out.is_terminal(),
+        ViewChoice::Always => true,
+        ViewChoice::Never => false,
+    };
+    let default_log = || EnvFilter::new(if view { "warn" } else { "info" });
+    tracing_subscriber::fmt()
+        .with_env_filter(args.log.clone().unwrap_or_else(default_log))
+        .with_writer(io::stderr)
+        .with_ansi(io::IsTerminal::is_terminal(&io::stderr()))
+        .init();
+    let config = config(args);
+    let (dc, host) = (config.dc.clone(), config.host.clone());
+    let node = Node::start(config)?;
+    node.stop_on_signals()?;
+
+    let host = text::visible(&host);
+    let collector = collector(&node);
+    // Whoever started us with port 0 waits for this line.
+    out.line(format_args!("kumo: {dc}/{host} serves {} (collector {collector})", node.url()))?;
+    for line in first_steps(args, &node) {
+        out.line(line)?;
+    }
+    out.flush()?;
+    if view {
+        let mut view = View { seen: host::cpu_seconds().unwrap_or_default(), shown: false };
+        while !node.wait(VIEW_PERIOD) {
+            view.show(out, &node)?;
+        }
+        out.line("")?;
+    } else {
+        tracing::info!("serving {} and {}", node.url(), node.socket().display());
+        while !node.wait(WAIT) {}
+    }
+    node.stop();
+    out.line("kumo: stopped")?;
+    Ok(Exit::Done)
+}
+
+fn config(args: &Up) -> NodeConfig {
+    let default = default_dirs();
+    let tls = args.tls_cert.clone().zip(args.tls_key.clone());
+    NodeConfig {
+        dirs: Dirs {
+            state: args.state_dir.clone().unwrap_or(default.state),
+            run: args.run_dir.clone().unwrap_or(default.run),
+        },
+        listen: args.listen.clone(),
+        tls: tls.map(|(cert, key)| TlsFiles { cert, key }),
+        insecure: args.insecure,
+        collector: args.collector,
+        dc: args.dc.clone(),
+        host: args.host.clone().unwrap_or_else(host::host_name),
+    }
+}
+
+fn collector(node: &Node) -> String {
+    let chosen = node.engine().rungs().iter().find(|rung| rung.chosen);
+    chosen.map_or_else(|| "none".to_owned(), |rung| rung.collector.clone())
+}
+
+/// What to type first.
+fn first_steps(args: &Up, node: &Node) -> Vec<String> {
+    let place = match &args.run_dir {
+        Some(dir) => format!(" --run-dir {}", text::visible(&dir.to_string_lossy())),
+        None => String::new(),
+    };
+    let mut lines = vec![
+        "Try in another terminal:".to_owned(),
+        format!("  kumo ps{place}"),
+        format!("  kumo top{place}"),
+    ];
+    if matches!(args.listen, Listen::Tcp(_)) {
+        lines.push(format!("  curl '{}/v2/proc?sort=-cpu&limit=5'", node.url()));
+    }
+    lines
+}
+
+/// The live view.
+struct View {
+    /// CPU times at its last state.
+    seen: host::CpuSeconds,
+    /// Whether its two lines are on the terminal.
+    shown: bool,
+}
+
+impl View {
+    /// Writes the two lines, over those of a second ago.
+    fn show(&mut self, out: &mut Output, node: &Node) -> Result<(), UpError> {
+        let table = node.engine().table(VIEW_COUNT_AGE_MAX, Parts::STAT)?;
+        let now = host::cpu_seconds().unwrap_or(self.seen);
+        let busy = now.busy_percent_since(&self.seen).map(|percent| format!("{percent:.0} %"));
+        self.seen = now;
+        let load = host::load().unwrap_or_default();
+        let memory = host::read_memory().unwrap_or_default();
+        let size = |bytes| units::size(bytes, units::SizeStyle::Human);
+        let threads: u64 = table.rows.iter().map(|row| u64::from(row.threads)).sum();
+        let lines = [
+            format!(
+                "{} processes, {threads} threads | CPU {} | load {:.2} {:.2} {:.2} | memory {} of {} available",
+                table.rows.len(),
+                busy.unwrap_or_else(|| "-".to_owned()),
+                load.avg1,
+                load.avg5,
+                load.avg15,
+                size(memory.available),
+                size(memory.total),
+            ),
+            format!(
+                "{} | {} requests | up {} | Ctrl-C stops",
+                node.url(),
+                node.requests(),
+                units::span(node.uptime().as_secs_f64()),
+            ),
+        ];
+        let width = out.size().map_or(usize::MAX, |(columns, _)| columns.saturating_sub(1));
+        let [first, second] = lines.map(|line| text::visible_within(&line, width));
+        // The cursor rests at the end of the second line: clear that, go up, clear that.
+        let over = if self.shown { "\r\x1b[K\x1b[1A\x1b[K" } else { "" };
+        self.shown = true;
+        out.raw(&format!("{over}{first}\n{second}"))?;
+        out.flush()?;
+        Ok(())
+    }
+}
+
+/// A name of a host or data centre: 1 to 63 of letters, digits, `-`, `_` and `.`.
+fn parse_name(text: &str) -> Result<String, String> {
+    /// As for a label of a domain name.
+    const NAME_BYTES_MAX: usize = 63;
+    let good = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+    match text {
+        "" => Err("a name needs at least one character".to_owned()),
+        text if text.len() > NAME_BYTES_MAX => {
+            Err(format!("a name has at most {NAME_BYTES_MAX} characters"))
+        }
+        text if !text.bytes().all(good) => {
+            Err("a name is made of letters, digits, `-`, `_` and `.`".to_owned())
+        }
+        text => Ok(text.to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names() {
+        let long = "a".repeat(64);
+        let cases = [
+            ("tokyo", true),
+            ("web-1.example_A", true),
+            ("", false),
+            ("a/b", false),
+            ("a b", false),
+            ("é", false),
+            ("\x1b", false),
+            (&long[..63], true),
+            (&long, false),
+        ];
+        for (name, want) in cases {
+            assert_eq!(parse_name(name).is_ok(), want, "for {name:?}");
+        }
+    }
+}
