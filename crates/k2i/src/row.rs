@@ -223,7 +223,7 @@ pub(crate) fn value<'a>(
         C::ContainerRuntime => {
             placement(row).runtime.map_or(Value::Null, |runtime| Value::text(runtime.name()))
         }
-        C::ContainerId => placement(row).container_id.map_or(Value::Null, Value::text),
+        C::ContainerId => placement(row).container_id.map_or(Value::Null, Value::Text),
         C::Pod => placement(row).pod.map_or(Value::Null, Value::owned_text),
         C::Unit => placement(row).unit.map_or(Value::Null, Value::Text),
         C::Slice => placement(row).slice.map_or(Value::Null, Value::Text),
