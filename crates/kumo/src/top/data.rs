@@ -1,0 +1,378 @@
+//! What the view asks for and what it gets: plain values between the fetching thread and the rest.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use k2i::host::{CpuSeconds, HostReport, OneCpu};
+use kumo_abi::proc::{Column, PROC};
+use kumo_abi::{Meta, ProcessId, QueryText, Row};
+use serde_json::Value;
+
+/// A process as a row of an answer.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Proc {
+    /// Who it is; never taken from anything but its own row.
+    pub(super) id: ProcessId,
+    row: Row,
+}
+
+impl Proc {
+    /// Takes a row that has the column `id`; `None` if it has none that can be read.
+    pub(super) fn new(row: Row) -> Option<Proc> {
+        let id = row.get(Column::Id.spec().name)?.as_str()?.parse().ok()?;
+        Some(Proc { id, row })
+    }
+
+    /// The value of a column; null where it was not asked for.
+    pub(super) fn value(&self, column: Column) -> &Value {
+        self.row.get(column.spec().name).unwrap_or(&Value::Null)
+    }
+
+    /// The value of a numeric column.
+    pub(super) fn number(&self, column: Column) -> Option<f64> {
+        self.value(column).as_f64()
+    }
+
+    /// The parent's process number; 0 where it is not known.
+    pub(super) fn ppid(&self) -> i32 {
+        let ppid = self.value(Column::Ppid).as_i64().unwrap_or(0);
+        i32::try_from(ppid).unwrap_or(0)
+    }
+
+    /// The whole row.
+    pub(super) fn row(&self) -> &Row {
+        &self.row
+    }
+}
+
+/// What the view needs next. Two equal requests get answers to the same question.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Request {
+    /// The table.
+    pub(super) table: QueryText,
+    /// Say whether this process lives, if it is not among the rows.
+    pub(super) watched: Option<ProcessId>,
+    /// What an open dialog needs besides.
+    pub(super) side: Side,
+}
+
+/// What an open dialog needs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Side {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// Every user and how much they run.
+    Users,
+    /// One process with all its columns and its relatives.
+    Detail(ProcessId),
+}
+
+/// All that was known at one moment.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Snapshot {
+    /// The request that it answers.
+    pub(super) request: Request,
+    /// What the answer says about itself.
+    pub(super) meta: Meta,
+    /// The rows, in the order of the source.
+    pub(super) rows: Vec<Proc>,
+    /// Counts over all processes, whatever the filter.
+    pub(super) tasks: Tasks,
+    /// The host, if the source could say.
+    pub(super) host: Option<Host>,
+    /// Whether the watched process lives; `None` when none was watched.
+    pub(super) watched_lives: Option<bool>,
+    /// What the dialog asked for.
+    pub(super) extra: Extra,
+    /// When it was complete, by the clock that the view is given.
+    pub(super) at: Duration,
+}
+
+/// What a dialog asked for.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) enum Extra {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// Every user, the busiest first.
+    Users(Vec<UserSum>),
+    /// One process.
+    Detail(Box<Detail>),
+}
+
+/// What one user runs.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct UserSum {
+    /// The name, not escaped.
+    pub(super) name: String,
+    /// Processes.
+    pub(super) processes: u64,
+    /// CPU use in percent of one CPU.
+    pub(super) cpu: f64,
+    /// Resident memory in bytes; shared pages count once for each process.
+    pub(super) rss: f64,
+}
+
+/// One process with its relatives.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Detail {
+    /// Who was asked about.
+    pub(super) id: ProcessId,
+    /// All its columns; `None` when it has ended.
+    pub(super) proc: Option<Proc>,
+    /// Its ancestors, the parent first.
+    pub(super) ancestors: Vec<Proc>,
+    /// Its children, by process number.
+    pub(super) children: Vec<Proc>,
+}
+
+/// Counts over all processes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Tasks {
+    /// Processes by the letter of their state.
+    pub(super) by_state: BTreeMap<String, u64>,
+    /// Threads of all processes; `None` when not known.
+    pub(super) threads: Option<u64>,
+}
+
+impl Tasks {
+    /// The query whose rows [`Tasks::from_rows`] reads.
+    pub(super) fn query() -> QueryText {
+        QueryText {
+            columns: Some("state,count(),sum(threads)".to_owned()),
+            group: Some("state".to_owned()),
+            ..QueryText::default()
+        }
+    }
+
+    /// Reads the answer to [`Tasks::query`].
+    pub(super) fn from_rows(rows: &[Row]) -> Tasks {
+        let mut tasks = Tasks::default();
+        for row in rows {
+            let state = row.get("state").and_then(Value::as_str).unwrap_or("?");
+            let count = row.get("count()").and_then(Value::as_u64).unwrap_or(0);
+            *tasks.by_state.entry(state.to_owned()).or_default() += count;
+            if let Some(threads) = row.get("sum(threads)").and_then(Value::as_u64) {
+                *tasks.threads.get_or_insert_default() += threads;
+            }
+        }
+        tasks
+    }
+
+    /// All processes.
+    pub(super) fn total(&self) -> u64 {
+        self.by_state.values().sum()
+    }
+
+    /// Processes in any of the states whose letters are in `states`.
+    pub(super) fn in_states(&self, states: &str) -> u64 {
+        let wanted = |state: &str| states.contains(state);
+        self.by_state.iter().filter(|(state, _)| wanted(state)).map(|(_, count)| count).sum()
+    }
+}
+
+impl UserSum {
+    /// The query whose rows [`UserSum::from_rows`] reads.
+    pub(super) fn query() -> QueryText {
+        QueryText {
+            columns: Some("user,count(),sum(cpu),sum(rss)".to_owned()),
+            group: Some("user".to_owned()),
+            sort: Some("-sum(cpu),-count(),user".to_owned()),
+            ..QueryText::default()
+        }
+    }
+
+    /// Reads the answer to [`UserSum::query`].
+    pub(super) fn from_rows(rows: &[Row]) -> Vec<UserSum> {
+        let number = |row: &Row, name| row.get(name).and_then(Value::as_f64).unwrap_or(0.0);
+        let user = |row: &Row| {
+            Some(UserSum {
+                name: row.get("user")?.as_str()?.to_owned(),
+                processes: row.get("count()").and_then(Value::as_u64).unwrap_or(0),
+                cpu: number(row, "sum(cpu)"),
+                rss: number(row, "sum(rss)"),
+            })
+        };
+        rows.iter().filter_map(user).collect()
+    }
+}
+
+impl Detail {
+    /// The query for the process itself: every column that is its own.
+    pub(super) fn query(id: ProcessId) -> QueryText {
+        let of_the_host = [Column::Dc, Column::Host].map(Column::index);
+        let own = PROC.columns.iter().enumerate().filter(|(index, _)| !of_the_host.contains(index));
+        let names: Vec<&str> = own.map(|(_, spec)| spec.name).collect();
+        QueryText { columns: Some(names.join(",")), ..only(id.pid) }
+    }
+
+    /// The query for everybody's place in the tree.
+    pub(super) fn relatives_query() -> QueryText {
+        QueryText { columns: Some("id,pid,ppid,user,comm".to_owned()), ..QueryText::default() }
+    }
+
+    /// Puts both answers together. A process number that was given to another process since is not
+    /// taken for the one that was asked about.
+    pub(super) fn new(id: ProcessId, own: Vec<Proc>, everybody: &[Proc]) -> Detail {
+        let proc = own.into_iter().find(|proc| proc.id.same(&id));
+        let mut ancestors: Vec<Proc> = Vec::new();
+        let mut next = proc.as_ref().map_or(0, Proc::ppid);
+        // The bound is for a table that changed while it was read: it may hold a ring.
+        while ancestors.len() < ANCESTORS_MAX {
+            let Some(parent) = everybody.iter().find(|other| other.id.pid == next && next != 0)
+            else {
+                break;
+            };
+            next = parent.ppid();
+            ancestors.push(parent.clone());
+        }
+        let is_child = |other: &&Proc| proc.is_some() && other.ppid() == id.pid;
+        let mut children: Vec<Proc> = everybody.iter().filter(is_child).cloned().collect();
+        children.sort_by_key(|child| child.id.pid);
+        Detail { id, proc, ancestors, children }
+    }
+}
+
+/// The deepest chain of ancestors that is shown. Real ones have a dozen; deeper is a fork chain.
+const ANCESTORS_MAX: usize = 64;
+
+/// A query for one process number.
+pub(super) fn only(pid: i32) -> QueryText {
+    QueryText {
+        columns: Some("id".to_owned()),
+        filter: Some(format!("pid == {pid}")),
+        ..QueryText::default()
+    }
+}
+
+/// The host, and what its CPUs did since the reading before.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Host {
+    /// What it says about itself.
+    pub(super) report: HostReport,
+    /// All CPUs; `None` in the first answer.
+    pub(super) cpu_total: Option<CpuShare>,
+    /// Each CPU that was there at both readings, with its number.
+    pub(super) cpu_each: Vec<(u32, CpuShare)>,
+}
+
+impl Host {
+    /// Compares a reading with the one `earlier`.
+    pub(super) fn new(report: HostReport, earlier: Option<&HostReport>) -> Host {
+        let same_boot = |old: &&HostReport| old.boot.boot_id == report.boot.boot_id;
+        let old = earlier.filter(same_boot).map(|earlier| &earlier.cpu);
+        let cpu_total = old.and_then(|old| CpuShare::between(&old.seconds, &report.cpu.seconds));
+        let share = |now: &OneCpu| {
+            let before = old?.each.iter().find(|before| before.cpu == now.cpu)?;
+            Some((now.cpu, CpuShare::between(&before.seconds, &now.seconds)?))
+        };
+        let cpu_each = report.cpu.each.iter().filter_map(share).collect();
+        Host { report, cpu_total, cpu_each }
+    }
+}
+
+/// What a CPU did in a while, in percent of that while; the rest was idle.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct CpuShare {
+    /// In programs.
+    pub(super) user: f64,
+    /// In the kernel, with interrupts.
+    pub(super) system: f64,
+    /// Idle while something waited for storage.
+    pub(super) iowait: f64,
+    /// Taken by the hypervisor for others.
+    pub(super) steal: f64,
+}
+
+impl CpuShare {
+    /// What happened between two readings; `None` when no time has passed.
+    fn between(earlier: &CpuSeconds, now: &CpuSeconds) -> Option<CpuShare> {
+        let total = now.total() - earlier.total();
+        // The kernel lets idle and iowait run backwards now and then.
+        let share = |part: fn(&CpuSeconds) -> f64| {
+            (100.0 * (part(now) - part(earlier)) / total).clamp(0.0, 100.0)
+        };
+        (total > 0.0).then(|| CpuShare {
+            user: share(|cpu| cpu.user + cpu.nice),
+            system: share(|cpu| cpu.system + cpu.irq + cpu.softirq),
+            iowait: share(|cpu| cpu.iowait),
+            steal: share(|cpu| cpu.steal),
+        })
+    }
+
+    /// All that was not idle; waiting for storage is idle.
+    pub(super) fn busy(&self) -> f64 {
+        self.user + self.system + self.steal
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use serde_json::json;
+
+    /// A made-up row with the given columns beside `id`, `pid` and `ppid`.
+    pub(in super::super) fn proc(pid: i32, ppid: i32, columns: &Value) -> Proc {
+        let mut row = Row::new();
+        row.insert("id".to_owned(), json!(format!("{pid}@{}000", i64::from(pid) * 1_000_000)));
+        row.insert("pid".to_owned(), json!(pid));
+        row.insert("ppid".to_owned(), json!(ppid));
+        for (name, value) in columns.as_object().expect("an object of columns") {
+            row.insert(name.clone(), value.clone());
+        }
+        Proc::new(row).expect("a row with an identity")
+    }
+
+    #[test]
+    fn a_row_without_an_identity_is_no_process() {
+        assert_eq!(Proc::new(Row::new()), None);
+        let mut row = Row::new();
+        row.insert("id".to_owned(), json!("not one"));
+        assert_eq!(Proc::new(row), None);
+    }
+
+    #[test]
+    fn tasks_are_counted_by_state() {
+        let rows = [
+            json!({"state": "S", "count()": 5, "sum(threads)": 9}),
+            json!({"state": "R", "count()": 1, "sum(threads)": 2}),
+            json!({"state": "I", "count()": 4, "sum(threads)": null}),
+        ]
+        .map(|row| row.as_object().expect("an object").clone());
+        let tasks = Tasks::from_rows(&rows);
+        assert_eq!((tasks.total(), tasks.in_states("SI"), tasks.threads), (10, 9, Some(11)));
+    }
+
+    #[test]
+    fn relatives_are_found_and_a_ring_ends() {
+        let none = json!({});
+        let all = [proc(1, 0, &none), proc(5, 1, &none), proc(9, 5, &none), proc(7, 5, &none)];
+        let detail = Detail::new(all[1].id, vec![all[1].clone()], &all);
+        assert_eq!(detail.ancestors.iter().map(|p| p.id.pid).collect::<Vec<_>>(), [1]);
+        assert_eq!(detail.children.iter().map(|p| p.id.pid).collect::<Vec<_>>(), [7, 9]);
+        let ring = [proc(2, 3, &none), proc(3, 2, &none)];
+        let detail = Detail::new(ring[0].id, vec![ring[0].clone()], &ring);
+        assert_eq!(detail.ancestors.len(), ANCESTORS_MAX);
+    }
+
+    #[test]
+    fn cpu_shares_come_from_two_readings() {
+        let earlier = CpuSeconds { user: 10.0, idle: 90.0, ..CpuSeconds::default() };
+        let now = CpuSeconds { user: 11.0, system: 1.0, idle: 92.0, ..earlier };
+        let share = CpuShare::between(&earlier, &now).expect("four seconds have passed");
+        assert_eq!((share.user, share.system, share.busy()), (25.0, 25.0, 50.0));
+        assert_eq!(CpuShare::between(&now, &now), None);
+        let backwards = CpuSeconds { idle: 95.0, iowait: -1.0, ..now };
+        let share = CpuShare::between(&now, &backwards).expect("two seconds have passed");
+        assert_eq!(share.iowait, 0.0);
+    }
+
+    #[test]
+    fn a_successor_with_the_same_number_is_not_shown_as_the_process() {
+        let old = ProcessId { pid: 5, start_ns: 1 };
+        let successor = proc(5, 1, &json!({}));
+        let detail = Detail::new(old, vec![successor.clone()], &[successor]);
+        assert_eq!((detail.proc, detail.children.len()), (None, 0));
+    }
+}
