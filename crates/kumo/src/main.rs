@@ -1,1 +1,140 @@
-fn main() {}
+//! `kumo`: the one command of Kumonosu. `kumo up` is the node; the others ask one, or this host.
+//!
+//! Each subcommand is a file: its arguments, then `run`. Here they are put together, and here alone
+//! errors are printed and become exit codes.
+
+// `pub` in a command means: for the other files. Flags are what a command line is made of.
+#![allow(unreachable_pub, clippy::struct_excessive_bools)]
+
+use std::error::Error;
+use std::io::{self, Write as _};
+use std::process::ExitCode;
+
+use clap::{CommandFactory as _, Parser as _};
+
+use crate::error::CommandError;
+use crate::exit::Exit;
+use crate::output::{ColorChoice, Output};
+use crate::source::{Source, SourceArgs};
+
+mod completions;
+mod doctor;
+mod error;
+mod exit;
+mod forest;
+mod host;
+mod kill;
+mod output;
+mod pgrep;
+mod ps;
+mod source;
+mod table;
+mod text;
+mod top;
+mod units;
+mod up;
+
+/// Kumonosu: a thin operating-system layer over many small data centres
+///
+/// `kumo up` starts the node of this host; every other subcommand asks it. Where no node runs they
+/// read this host directly, so `kumo ps` works at once and without rights.
+#[derive(clap::Parser)]
+#[command(name = "kumo", version, propagate_version = true, max_term_width = 100)]
+#[command(after_help = EXAMPLES)]
+struct Cli {
+    /// When to use colour
+    #[arg(long, global = true, value_name = "WHEN", default_value_t, hide_default_value = true)]
+    #[arg(value_enum)]
+    color: ColorChoice,
+    /// Say where answers come from
+    #[arg(short, long, global = true)]
+    verbose: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  kumo ps --sort -cpu -n 10     the ten busiest processes
+  kumo top                      the same, live
+  kumo doctor                   what this kernel offers
+  kumo up                       start the node: the same over HTTP, and faster
+
+Every subcommand has examples: kumo ps --help";
+
+#[derive(clap::Subcommand)]
+enum Command {
+    #[command(after_help = up::EXAMPLES)]
+    Up(Box<up::Up>),
+    #[command(after_help = ps::EXAMPLES)]
+    Ps(Box<ps::Ps>),
+    #[command(after_help = top::EXAMPLES)]
+    Top(Box<top::Top>),
+    #[command(after_help = pgrep::EXAMPLES)]
+    Pgrep(Box<pgrep::Pgrep>),
+    #[command(after_help = kill::EXAMPLES)]
+    Kill(kill::Kill),
+    #[command(after_help = host::EXAMPLES)]
+    Host(host::Host),
+    #[command(after_help = doctor::EXAMPLES)]
+    Doctor(doctor::Doctor),
+    #[command(after_help = completions::EXAMPLES)]
+    Completions(completions::Completions),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse_from(kill::rewrite(std::env::args_os()));
+    let mut out = Output::stdout(cli.color);
+    let result = run(&cli, &mut out).and_then(|exit| {
+        out.flush()?;
+        Ok(exit)
+    });
+    match result {
+        Ok(exit) => exit.into(),
+        Err(error) if error.is_broken_pipe() => Exit::Done.into(),
+        Err(error) => {
+            // What was written before belongs in front of it; that it may fail too adds nothing.
+            out.flush().ok();
+            writeln!(io::stderr(), "kumo: {}", text::visible(&chain(&error))).ok();
+            error.exit().into()
+        }
+    }
+}
+
+fn run(cli: &Cli, out: &mut Output) -> Result<Exit, CommandError> {
+    match &cli.command {
+        Command::Ps(args) if ps::lists_columns(args) => ps::list_columns(out),
+        Command::Ps(args) => ps::run(args, &open(cli, &args.source, out)?, out),
+        Command::Top(args) => top::run(args, open(cli, &args.source, out)?, out),
+        Command::Pgrep(args) => pgrep::run(args, &open(cli, &args.source, out)?, out),
+        Command::Kill(args) => kill::run(args, out),
+        Command::Host(args) => host::run(args, &open(cli, &args.source, out)?, out),
+        Command::Up(args) => Ok(up::run(args, out)?),
+        Command::Doctor(args) => doctor::run(args, out),
+        Command::Completions(args) => completions::run(*args, &mut Cli::command(), out),
+    }
+}
+
+fn open(cli: &Cli, args: &SourceArgs, out: &mut Output) -> Result<Source, CommandError> {
+    let (source, said) = Source::open(args)?;
+    if cli.verbose {
+        out.warn(said);
+    }
+    Ok(source)
+}
+
+/// An error and what caused it, each once, in one line.
+fn chain(error: &dyn Error) -> String {
+    let mut said = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_said = cause.to_string();
+        // A transparent error repeats its source; so do some of the libraries' own.
+        if !said.contains(&cause_said) {
+            said.push_str(": ");
+            said.push_str(&cause_said);
+        }
+        source = cause.source();
+    }
+    said
+}

@@ -1,0 +1,58 @@
+//! Why a subcommand gave up. `main` prints the chain of sources once.
+
+use std::io;
+
+use k2i::signal::SignalError;
+use kumo_abi::QueryError;
+
+use crate::exit::Exit;
+use crate::source::SourceError;
+use crate::up::UpError;
+
+/// Why a subcommand gave up.
+#[derive(Debug, thiserror::Error)]
+pub enum CommandError {
+    /// The question is wrong; nothing was asked.
+    #[error(transparent)]
+    Query(#[from] QueryError),
+    /// No answer, or a refusal.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// A process could not be reached.
+    #[error(transparent)]
+    Signal(#[from] SignalError),
+    /// The node.
+    #[error(transparent)]
+    Up(#[from] UpError),
+    /// Arguments that do not go together.
+    #[error("{0}")]
+    Usage(String),
+    /// Standard output or input.
+    #[error("cannot write the answer")]
+    Output(#[from] io::Error),
+}
+
+impl CommandError {
+    /// The code to end with.
+    pub fn exit(&self) -> Exit {
+        match self {
+            CommandError::Query(_) | CommandError::Usage(_) => Exit::Usage,
+            CommandError::Source(error) if error.is_usage() => Exit::Usage,
+            CommandError::Source(_)
+            | CommandError::Signal(_)
+            | CommandError::Up(_)
+            | CommandError::Output(_) => Exit::Failed,
+        }
+    }
+
+    /// Whether nobody reads the answer any more, as behind `| head`: no failure, and nothing to say.
+    pub fn is_broken_pipe(&self) -> bool {
+        let broken = |error: &io::Error| error.kind() == io::ErrorKind::BrokenPipe;
+        match self {
+            CommandError::Output(error) | CommandError::Source(SourceError::Output(error)) => {
+                broken(error)
+            }
+            _ => false,
+        }
+    }
+}

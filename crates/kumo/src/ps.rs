@@ -1,0 +1,391 @@
+//! `kumo ps`: the processes, as a table, a tree or JSON.
+
+use std::str::FromStr;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use k2i::Format;
+use kumo_abi::proc::{COLUMNS_DEFAULT, PROC};
+use kumo_abi::{Query, QueryText, Rows};
+use kumo_sys::LocalTime;
+
+use crate::error::CommandError;
+use crate::exit::Exit;
+use crate::forest::{self, Lines};
+use crate::output::{Look, Output};
+use crate::source::{Source, SourceArgs};
+use crate::table::{self, Branches, Column, Style};
+use crate::text;
+use crate::units::SizeStyle;
+
+/// The columns of the table when none are named: those of `ps auwx`.
+const TABLE_COLUMNS: &str = "user,pid,cpu,mem,vsize,rss,tty,stat,start,time";
+
+/// The column that ends it; it takes what is left of the line.
+const TABLE_LAST: &str = "cmdline";
+
+/// Columns of a table where the system does not know the time: never seen, but not our panic.
+const EPOCH: LocalTime = LocalTime { year: 1970, month: 1, day: 1, hour: 0, minute: 0, second: 0 };
+
+/// List processes, as `ps auwx` does, and far more
+#[derive(Clone, Debug, clap::Args)]
+pub struct Ps {
+    /// Processes to show, by number, and columns to add: 4711, +exe. All processes without a number
+    #[arg(value_name = "PID|+COLUMN")]
+    what: Vec<What>,
+    /// Columns to show, in order: pid,user,cpu or user,count(),sum(rss)
+    #[arg(short = 'o', long = "format", value_name = "COLUMNS")]
+    columns: Option<String>,
+    /// Only processes that fulfil this condition (CEL): 'cpu > 50.0 && user == "www-data"'
+    #[arg(short, long, value_name = "CEL")]
+    filter: Option<String>,
+    /// Sort by these columns; `-` in front for high to low: -cpu,pid
+    #[arg(short, long, value_name = "COLUMNS", allow_hyphen_values = true)]
+    sort: Option<String>,
+    /// Show at most this many rows
+    #[arg(short = 'n', long, value_name = "ROWS")]
+    limit: Option<String>,
+    /// One row for each value of these columns, with their number and what -o asks for
+    #[arg(short, long, value_name = "COLUMNS")]
+    group: Option<String>,
+    /// Show who started whom
+    #[arg(short, long, conflicts_with_all = ["group", "json", "ndjson"])]
+    tree: bool,
+    /// Draw trees with ASCII characters
+    #[arg(long, requires = "tree")]
+    ascii: bool,
+    /// Print the whole answer as one JSON object
+    #[arg(long)]
+    json: bool,
+    /// Print each row as a JSON object on a line of its own
+    #[arg(long, conflicts_with = "json")]
+    ndjson: bool,
+    /// Show it again and again, every second or every SECS
+    #[arg(short, long, value_name = "SECS", num_args = 0..=1, default_missing_value = "1")]
+    watch: Option<Seconds>,
+    /// List every column with its kind, its unit and its meaning
+    #[arg(long)]
+    columns_list: bool,
+    /// The same as --columns-list
+    #[arg(long = "columns", hide = true)]
+    columns_listed: bool,
+    /// Print no line of headings
+    #[arg(long)]
+    no_header: bool,
+    /// Cut no line to the width of the terminal
+    #[arg(long, short = 'W')]
+    wide: bool,
+    /// How to write sizes. Without it: human on a terminal, kib into a pipe, as `ps` does
+    #[arg(long, value_name = "STYLE")]
+    sizes: Option<SizeStyle>,
+    /// Where to ask.
+    #[command(flatten)]
+    pub source: SourceArgs,
+}
+
+/// A positional argument.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum What {
+    Pid(i32),
+    Column(String),
+}
+
+impl FromStr for What {
+    type Err = String;
+    fn from_str(text: &str) -> Result<What, String> {
+        if let Some(column) = text.strip_prefix('+').filter(|column| !column.is_empty()) {
+            return Ok(What::Column(column.to_owned()));
+        }
+        let pid = text.parse().ok().filter(|pid| *pid > 0);
+        pid.map(What::Pid).ok_or_else(|| {
+            "write a process number such as 4711 or a column to add such as +exe; \
+             to search by name there is `kumo pgrep`"
+                .to_owned()
+        })
+    }
+}
+
+/// A span between two readings.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Seconds(Duration);
+
+impl FromStr for Seconds {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Seconds, String> {
+        let seconds = text.parse().ok().filter(|seconds| (0.1..=86_400.0).contains(seconds));
+        let duration = seconds.map(Duration::from_secs_f64);
+        duration.map(Seconds).ok_or_else(|| "write seconds from 0.1 to 86400".to_owned())
+    }
+}
+
+/// What to ask, and how the answer is shown.
+struct Plan {
+    text: QueryText,
+    columns: Vec<Column>,
+    pids: Vec<i32>,
+}
+
+/// Examples at the end of the help.
+pub const EXAMPLES: &str = "\
+Examples:
+  kumo ps                                        every process, as `ps auwx`
+  kumo ps --sort -rss -n 10                      the ten largest
+  kumo ps --filter 'cpu > 50.0'                  who is busy
+  kumo ps --filter 'user == \"www-data\" && cmdline.contains(\"php\")'
+  kumo ps -o pid,user,container,cmdline +exe     chosen columns; --columns-list names them
+  kumo ps --group user -o 'user,count(),sum(rss)' --sort '-sum(rss)'
+  kumo ps --tree                                 who started whom
+  kumo ps --json | jq '.rows[].pid'              for programs
+  kumo ps --watch --sort -cpu -n 20              again every second
+
+Exit status: 0 done, 1 failed or none of the PIDs found, 2 wrong usage, 3 some of them not found.
+In a table `-` is a value that is not there or that you may not see. Control characters in names
+are shown as \\n, \\x1b, \\u{202e}; JSON has the exact text.";
+
+/// Runs it.
+///
+/// # Errors
+/// See [`CommandError`].
+pub fn run(args: &Ps, source: &Source, out: &mut Output) -> Result<Exit, CommandError> {
+    let plan = args.plan()?;
+    let Some(Seconds(pause)) = args.watch else { return show(args, &plan, source, out) };
+    loop {
+        let shown = watch_once(args, &plan, source, out);
+        match shown {
+            Err(error) if error.is_broken_pipe() || error.exit() == Exit::Usage => {
+                return Err(error);
+            }
+            // The next reading may succeed: a node restarts, a full table becomes smaller.
+            Err(error) => out.warn(crate::chain(&error)),
+            Ok(()) => {}
+        }
+        std::thread::sleep(pause);
+    }
+}
+
+/// Whether it only lists columns, for which nothing is asked.
+pub fn lists_columns(args: &Ps) -> bool {
+    args.columns_list || args.columns_listed
+}
+
+/// Lists every column.
+///
+/// # Errors
+/// Standard output.
+pub fn list_columns(out: &mut Output) -> Result<Exit, CommandError> {
+    let width_max = out.size().map_or(usize::MAX, |(columns, _)| columns);
+    let heading = format!("{:<18}{:<14}{:<9}{}", "COLUMN", "KIND", "UNIT", "MEANING");
+    let heading = out.styled(Look::Heading, &heading);
+    out.line(heading)?;
+    for spec in PROC.columns {
+        let aliases = match spec.aliases {
+            [] => String::new(),
+            aliases => format!(" (also {})", aliases.join(", ")),
+        };
+        let facts = format!("{:<18}{:<14}{:<9}", spec.name, spec.kind.name(), spec.unit.name());
+        let line = format!("{facts}{}{aliases}", spec.about);
+        out.line(text::visible_within(&line, width_max))?;
+    }
+    out.line("\nAggregates: count(), sum(COLUMN), max(COLUMN)")?;
+    Ok(Exit::Done)
+}
+
+impl Ps {
+    fn plan(&self) -> Result<Plan, CommandError> {
+        let mut pids: Vec<i32> = Vec::new();
+        let mut added: Vec<&str> = Vec::new();
+        for what in &self.what {
+            match what {
+                What::Pid(pid) if !pids.contains(pid) => pids.push(*pid),
+                What::Pid(_) => {}
+                What::Column(column) => added.push(column),
+            }
+        }
+        let is_json = self.json || self.ndjson;
+        let mut text = QueryText {
+            columns: self.select(&added, is_json),
+            filter: self.condition(&pids),
+            sort: self.sort.clone(),
+            limit: self.limit.clone(),
+            group: self.group.clone(),
+        };
+        // A host that is asked for what it does not know would say so too, but this way nothing is
+        // sent, and the units are known here.
+        let query = Query::parse(&text, &PROC, COLUMNS_DEFAULT)?;
+        let columns = Column::of(&query);
+        let mut needed: Vec<&str> = Vec::new();
+        if self.tree {
+            if query.is_grouped() {
+                let what = "a tree is made of processes, not of groups; leave out the aggregates";
+                return Err(CommandError::Usage(what.to_owned()));
+            }
+            needed.extend(["pid", "ppid"]);
+        }
+        if !pids.is_empty() && !query.is_grouped() {
+            needed.push("pid");
+        }
+        if !is_json {
+            let mut names: Vec<String> =
+                query.columns.iter().map(|select| select.name(&PROC)).collect();
+            for name in needed {
+                if !names.iter().any(|known| known == name) {
+                    names.push(name.to_owned());
+                }
+            }
+            text.columns = Some(names.join(","));
+        }
+        Ok(Plan { text, columns, pids })
+    }
+
+    /// The columns to ask for; `None` leaves the choice to the one parser.
+    fn select(&self, added: &[&str], is_json: bool) -> Option<String> {
+        let given = self.columns.as_deref().map(str::trim);
+        // `-o +exe` adds to the default, as `+exe` does.
+        let (given, added) = match given.and_then(|given| given.strip_prefix('+')) {
+            Some(first) => (None, [&[first], added].concat()),
+            None => (given, added.to_vec()),
+        };
+        match (given, is_json || self.group.is_some()) {
+            (Some(given), _) => Some([&[given], added.as_slice()].concat().join(",")),
+            (None, true) if added.is_empty() => None,
+            (None, true) => Some(format!("+{}", added.join(","))),
+            (None, false) => {
+                // The command line stays at the end, where it has room.
+                let names = || added.iter().flat_map(|names| names.split(','));
+                let mut columns = vec![TABLE_COLUMNS];
+                let known = |name: &&str| {
+                    let name = name.trim();
+                    !TABLE_COLUMNS.split(',').any(|column| column == name)
+                };
+                columns.extend(names().filter(known));
+                if !names().any(|name| name.trim() == TABLE_LAST) {
+                    columns.push(TABLE_LAST);
+                }
+                Some(columns.join(","))
+            }
+        }
+    }
+
+    fn condition(&self, pids: &[i32]) -> Option<String> {
+        if pids.is_empty() {
+            return self.filter.clone();
+        }
+        let pids: Vec<String> = pids.iter().map(ToString::to_string).collect();
+        let pids = format!("pid in [{}]", pids.join(", "));
+        Some(match self.filter.as_deref() {
+            // On a line of its own a comment in it ends where it should.
+            Some(filter) => format!("{pids} && (\n{filter}\n)"),
+            None => pids,
+        })
+    }
+
+    fn style(&self, out: &Output) -> Style {
+        let width = out.size().map(|(columns, _)| columns);
+        let for_people = if out.is_terminal() { SizeStyle::Human } else { SizeStyle::Kib };
+        Style {
+            sizes: self.sizes.unwrap_or(for_people),
+            now: local_now(),
+            width_max: width.filter(|_| !self.wide),
+            header: !self.no_header,
+        }
+    }
+
+    fn lines(&self, plan: &Plan, rows: &Rows, style: &Style, out: &Output) -> Vec<String> {
+        let mut in_order: Vec<&kumo_abi::Row> = rows.rows.iter().collect();
+        let branches = self.tree.then(|| {
+            let number = |row: &kumo_abi::Row, name| {
+                row.get(name).and_then(serde_json::Value::as_i64).unwrap_or(-1)
+            };
+            let pairs: Vec<(i64, i64)> =
+                rows.rows.iter().map(|row| (number(row, "pid"), number(row, "ppid"))).collect();
+            let leaves = forest::order(&pairs);
+            in_order = leaves.iter().map(|leaf| &rows.rows[leaf.index]).collect();
+            let drawn = if self.ascii { Lines::Ascii } else { Lines::Unicode };
+            let prefixes = leaves.iter().map(|leaf| leaf.prefix(drawn)).collect();
+            Branches { column: Branches::column_of(&plan.columns), prefixes }
+        });
+        table::lines(&plan.columns, in_order.into_iter(), branches.as_ref(), style, out)
+    }
+}
+
+fn show(args: &Ps, plan: &Plan, source: &Source, out: &mut Output) -> Result<Exit, CommandError> {
+    if args.json || args.ndjson {
+        let format = if args.json { Format::Json } else { Format::NdJson };
+        source.proc_to(&plan.text, format, out.writer())?;
+        if args.json {
+            out.line("")?;
+        }
+        return Ok(Exit::Done);
+    }
+    let rows = source.proc(&plan.text)?;
+    let style = args.style(out);
+    for line in args.lines(plan, &rows, &style, out) {
+        out.line(line)?;
+    }
+    let grouped = !rows.meta.columns.iter().any(|name| name == "pid");
+    if plan.pids.is_empty() || grouped || args.limit.is_some() || args.filter.is_some() {
+        return Ok(Exit::Done);
+    }
+    let shown = |pid: i32| rows.rows.iter().any(|row| row["pid"] == i64::from(pid));
+    let missing: Vec<i32> = plan.pids.iter().copied().filter(|pid| !shown(*pid)).collect();
+    for pid in &missing {
+        out.warn(format_args!("there is no process {pid}"));
+    }
+    Ok(match missing.len() {
+        0 => Exit::Done,
+        count if count == plan.pids.len() => Exit::Failed,
+        _ => Exit::Partial,
+    })
+}
+
+fn watch_once(
+    args: &Ps,
+    plan: &Plan,
+    source: &Source,
+    out: &mut Output,
+) -> Result<(), CommandError> {
+    if args.json || args.ndjson {
+        let format = if args.json { Format::Json } else { Format::NdJson };
+        source.proc_to(&plan.text, format, out.writer())?;
+        if args.json {
+            out.line("")?;
+        }
+        return Ok(out.flush()?);
+    }
+    let rows = source.proc(&plan.text)?;
+    let style = args.style(out);
+    let lines = args.lines(plan, &rows, &style, out);
+    let Some((_, height)) = out.size() else {
+        for line in lines {
+            out.line(line)?;
+        }
+        out.line("")?;
+        return Ok(out.flush()?);
+    };
+    let LocalTime { hour, minute, second, .. } = style.now;
+    let meta = &rows.meta;
+    let title = format!(
+        "{hour:02}:{minute:02}:{second:02}  {}  {} processes, {} matched  {} {:.1} ms  Ctrl-C ends",
+        meta.host,
+        meta.processes,
+        meta.matched,
+        meta.collector,
+        meta.scan_us as f64 / 1e3,
+    );
+    let title = text::visible_within(&title, style.width_max.unwrap_or(usize::MAX));
+    // Home, then each line and the end of it: no clearing first, so nothing flickers.
+    out.raw("\x1b[H")?;
+    let title = out.styled(Look::Dim, &title);
+    let frame = std::iter::once(title).chain(lines).take(height.saturating_sub(1));
+    for line in frame {
+        out.raw(&line)?;
+        out.raw("\x1b[K\n")?;
+    }
+    out.raw("\x1b[J")?;
+    Ok(out.flush()?)
+}
+
+/// The time in the local zone, now.
+pub fn local_now() -> LocalTime {
+    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    LocalTime::at(since_1970.as_secs() as i64).unwrap_or(EPOCH)
+}

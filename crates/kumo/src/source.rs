@@ -1,0 +1,539 @@
+//! Where answers come from: the node of this host, a node that was named, or this host directly.
+//!
+//! A node has a warm table and may have more rights than we; without one the same engine runs in
+//! this process, so the answers are the same. When the user named a node, nothing else will do. Each
+//! request is a connection of its own, so that a node may restart between two of them.
+
+use std::fmt;
+use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use http_body_util::{BodyExt as _, Empty};
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{ACCEPT, HOST};
+use hyper::{Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use k2i::host::{HostError, HostReport};
+use k2i::{AskError, CollectorChoice, Engine, EngineConfig, Format, OpenError, Question};
+use kumo_abi::proc::{COLUMNS_DEFAULT, PROC};
+use kumo_abi::{Problem, Query, QueryError, QueryText, Rows};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::runtime::{Builder, Runtime};
+use tokio::time::timeout;
+
+/// A node on this host answers at once, one across the world within a few round trips.
+const CONNECT_TIME_MAX: Duration = Duration::from_secs(5);
+
+/// A scan of a hundred thousand processes by the slowest collector fits; a node that hangs does not.
+const SILENCE_TIME_MAX: Duration = Duration::from_secs(30);
+
+/// Largest answer that is held in memory; ten thousand processes with long command lines are a tenth
+/// of it. What is only passed on has no limit.
+const ANSWER_BYTES_MAX: usize = 1 << 30;
+
+/// Largest error document that is read.
+const PROBLEM_BYTES_MAX: usize = 64 * 1024;
+
+/// A node's address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NodeAddress {
+    /// Its socket on this host.
+    Unix(PathBuf),
+    /// `host:port`, reached by HTTP.
+    Http(String),
+}
+
+impl fmt::Display for NodeAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            NodeAddress::Unix(path) => write!(f, "unix:{}", path.display()),
+            NodeAddress::Http(authority) => write!(f, "http://{authority}"),
+        }
+    }
+}
+
+/// The text is no address of a node.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AddressError {
+    /// Neither form.
+    #[error("`{0}` is no node; write unix:PATH or http://HOST:PORT")]
+    Form(String),
+    /// Not spoken yet.
+    #[error("HTTPS to a node is not supported yet; use http:// or the node's socket, unix:PATH")]
+    Https,
+}
+
+impl FromStr for NodeAddress {
+    type Err = AddressError;
+    fn from_str(text: &str) -> Result<NodeAddress, AddressError> {
+        let wrong = || AddressError::Form(text.to_owned());
+        if let Some(path) = text.strip_prefix("unix:") {
+            let path = path.strip_prefix("//").unwrap_or(path);
+            return if path.is_empty() { Err(wrong()) } else { Ok(NodeAddress::Unix(path.into())) };
+        }
+        if text.starts_with("https://") {
+            return Err(AddressError::Https);
+        }
+        let authority = text.strip_prefix("http://").ok_or_else(wrong)?;
+        let authority = authority.strip_suffix('/').unwrap_or(authority);
+        let parsed: hyper::http::uri::Authority = authority.parse().map_err(|_| wrong())?;
+        let plain = !parsed.host().is_empty() && !authority.contains('@');
+        match (plain, parsed.port_u16()) {
+            (true, Some(_)) => Ok(NodeAddress::Http(authority.to_owned())),
+            // Without a port it is that of HTTP.
+            (true, None) if parsed.port().is_none() => {
+                Ok(NodeAddress::Http(format!("{authority}:80")))
+            }
+            _ => Err(wrong()),
+        }
+    }
+}
+
+/// Why there is no answer. Nothing that asks changes anything, so a retry is safe.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// No connection.
+    #[error("cannot reach the node at `{node}`; is it running there? `kumo up` starts one")]
+    Unreachable {
+        /// The node.
+        node: NodeAddress,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// It accepted, then said nothing for too long.
+    #[error("the node at `{node}` was silent for {} s; its log may say why", .after.as_secs())]
+    Silent {
+        /// The node.
+        node: NodeAddress,
+        /// How long it was waited for.
+        after: Duration,
+    },
+    /// The conversation broke.
+    #[error("the node at `{node}` broke off its answer; try again")]
+    Broken {
+        /// The node.
+        node: NodeAddress,
+        /// Where.
+        source: hyper::Error,
+    },
+    /// It said what is wrong.
+    #[error("{0}")]
+    Refused(String, u16),
+    /// Whatever listens there, it is no node of ours.
+    #[error("what answers at `{node}` is no Kumonosu node (or one of another version): {what}")]
+    Foreign {
+        /// The node.
+        node: NodeAddress,
+        /// What it did.
+        what: String,
+    },
+    /// The question is wrong.
+    #[error(transparent)]
+    Query(#[from] QueryError),
+    /// This host cannot be read.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// This host cannot be read.
+    #[error(transparent)]
+    Ask(#[from] AskError),
+    /// This host cannot be read.
+    #[error(transparent)]
+    Host(#[from] HostError),
+    /// Our own answer does not read back: a bug of ours.
+    #[error("the answer cannot be read back; please report this")]
+    Parse(#[source] serde_json::Error),
+    /// No runtime to talk to a node with.
+    #[error("cannot begin to talk to a node")]
+    Runtime(#[source] io::Error),
+    /// What was answered could not be passed on.
+    #[error("cannot write the answer")]
+    Output(#[source] io::Error),
+}
+
+impl SourceError {
+    /// Whether the question was wrong, rather than the source.
+    pub fn is_usage(&self) -> bool {
+        matches!(self, SourceError::Query(_) | SourceError::Refused(_, 400))
+    }
+}
+
+/// Where to look for answers, as the command line says it.
+#[derive(Clone, Debug, Default, clap::Args)]
+#[command(next_help_heading = "Where answers come from")]
+pub struct SourceArgs {
+    /// Ask this node and nothing else: unix:PATH or http://HOST:PORT. Without it: the node of this
+    /// host if one runs, else this host directly
+    #[arg(long, value_name = "ADDRESS")]
+    pub node: Option<NodeAddress>,
+    /// Ask the node that was started with this run directory and nothing else
+    #[arg(long, value_name = "DIR", conflicts_with = "node")]
+    pub run_dir: Option<PathBuf>,
+    /// Read this host directly with this collector: auto, iter.s, iter or proc
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["node", "run_dir"])]
+    pub collector: Option<CollectorChoice>,
+}
+
+/// Where answers come from. One call at a time is best: each blocks until its answer is there.
+#[derive(Debug)]
+pub enum Source {
+    /// A node.
+    Node {
+        /// Its address.
+        address: NodeAddress,
+        /// Drives one request at a time.
+        runtime: Runtime,
+    },
+    /// This host, read in this process.
+    Direct(Box<Engine>),
+}
+
+impl Source {
+    /// Finds the source: what was named, else the node of this host if one answers, else this host
+    /// itself. The text says what was found when it was not named, for those who want to know.
+    ///
+    /// # Errors
+    /// What was named does not answer, or this host cannot be read.
+    pub fn open(options: &SourceArgs) -> Result<(Source, String), SourceError> {
+        if let Some(choice) = options.collector {
+            return Ok((Source::direct(choice)?, "reading this host directly".to_owned()));
+        }
+        let named = match (&options.node, &options.run_dir) {
+            (Some(node), _) => Some(node.clone()),
+            (None, Some(dir)) => Some(NodeAddress::Unix(kumo_node::socket_path(dir))),
+            (None, None) => None,
+        };
+        if let Some(address) = named {
+            let said = format!("asking the node at {address}");
+            return Ok((Source::node(address)?, said));
+        }
+        let mut passed_over = Vec::new();
+        for path in usual_sockets() {
+            let address = NodeAddress::Unix(path.clone());
+            let source = match check_owner(&path) {
+                Ok(()) => Source::node(address.clone())?,
+                Err(error) => {
+                    passed_over.push(format!("{address}: {error}"));
+                    continue;
+                }
+            };
+            match source.reach() {
+                Ok(()) => return Ok((source, format!("asking the node at {address}"))),
+                Err(SourceError::Unreachable { source, .. }) => {
+                    passed_over.push(format!("{address}: {source}"));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        let said = format!("no node ({}); reading this host directly", passed_over.join(", "));
+        Ok((Source::direct(CollectorChoice::Auto)?, said))
+    }
+
+    /// This host, read in this process.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn direct(collector: CollectorChoice) -> Result<Source, SourceError> {
+        let host = k2i::host::host_name();
+        let config = EngineConfig { collector, dc: kumo_node::DC_DEFAULT.to_owned(), host };
+        Ok(Source::Direct(Box::new(Engine::open(config)?)))
+    }
+
+    /// The node at `address`; it is not asked anything yet.
+    ///
+    /// # Errors
+    /// The system has no resources left.
+    pub fn node(address: NodeAddress) -> Result<Source, SourceError> {
+        let runtime = Builder::new_current_thread().enable_io().enable_time().build();
+        Ok(Source::Node { address, runtime: runtime.map_err(SourceError::Runtime)? })
+    }
+
+    /// Whether the processes it tells of are those of this host, so that they can be signalled.
+    pub fn is_this_host(&self) -> bool {
+        !matches!(self, Source::Node { address: NodeAddress::Http(_), .. })
+    }
+
+    /// Rows of the process table. Blocks for one scan.
+    ///
+    /// # Errors
+    /// See [`SourceError`].
+    pub fn proc(&self, text: &QueryText) -> Result<Rows, SourceError> {
+        let mut answer = Bounded { bytes: Vec::new() };
+        self.proc_to(text, Format::Json, &mut answer)?;
+        serde_json::from_slice(&answer.bytes).map_err(|error| self.unreadable(error))
+    }
+
+    /// Writes the same as JSON, as it arrives.
+    ///
+    /// # Errors
+    /// See [`SourceError`]. A part may have been written.
+    pub fn proc_to(
+        &self,
+        text: &QueryText,
+        format: Format,
+        out: &mut dyn Write,
+    ) -> Result<(), SourceError> {
+        match self {
+            Source::Node { .. } => {
+                let accept = match format {
+                    Format::Json => "application/json",
+                    Format::NdJson => "application/x-ndjson",
+                };
+                self.fetch(&proc_path(text), accept, out)
+            }
+            Source::Direct(engine) => {
+                let query = Query::parse(text, &PROC, COLUMNS_DEFAULT)?;
+                let question = Question { query, pids: None, max_age: Duration::ZERO };
+                let mut answer = engine.ask(question)?;
+                let mut piece = Vec::new();
+                loop {
+                    piece.clear();
+                    let more = answer.write_next(format, &mut piece);
+                    out.write_all(&piece).map_err(SourceError::Output)?;
+                    if !more {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+    }
+
+    /// What the host says about itself.
+    ///
+    /// # Errors
+    /// See [`SourceError`].
+    pub fn host(&self) -> Result<HostReport, SourceError> {
+        match self {
+            Source::Node { .. } => {
+                let mut answer = Bounded { bytes: Vec::new() };
+                self.fetch("/v2/host", "application/json", &mut answer)?;
+                serde_json::from_slice(&answer.bytes).map_err(|error| self.unreadable(error))
+            }
+            Source::Direct(engine) => Ok(HostReport::read(engine)?),
+        }
+    }
+
+    /// Connects and hangs up.
+    fn reach(&self) -> Result<(), SourceError> {
+        match self {
+            Source::Node { address, runtime } => runtime.block_on(connect(address)).map(drop),
+            Source::Direct(_) => Ok(()),
+        }
+    }
+
+    /// Writes the body of the answer to a GET of `path`.
+    fn fetch(&self, path: &str, accept: &str, out: &mut dyn Write) -> Result<(), SourceError> {
+        match self {
+            Source::Node { address, runtime } => {
+                runtime.block_on(fetch(address, path, accept, out))
+            }
+            Source::Direct(_) => unreachable!("there is nothing to fetch from this host"),
+        }
+    }
+
+    fn unreadable(&self, error: serde_json::Error) -> SourceError {
+        match self {
+            Source::Node { address, .. } => {
+                SourceError::Foreign { node: address.clone(), what: error.to_string() }
+            }
+            Source::Direct(_) => SourceError::Parse(error),
+        }
+    }
+}
+
+/// Where a node of this host listens when nobody said where: our own, then the system's.
+fn usual_sockets() -> Vec<PathBuf> {
+    let own = kumo_node::default_dirs().run;
+    let system = PathBuf::from(kumo_node::SYSTEM_RUN_DIR);
+    let mut dirs = vec![own];
+    if !dirs.contains(&system) {
+        dirs.push(system);
+    }
+    dirs.iter().map(|dir| kumo_node::socket_path(dir)).collect()
+}
+
+/// A socket that was not named by the user is trusted if it is root's or ours: in a directory that
+/// all may write to, anybody could put one that lies.
+fn check_owner(socket: &Path) -> io::Result<()> {
+    let owner = std::fs::symlink_metadata(socket)?.uid();
+    if owner == 0 || owner == rustix::process::geteuid().as_raw() {
+        Ok(())
+    } else {
+        Err(io::Error::new(io::ErrorKind::PermissionDenied, "it belongs to another user"))
+    }
+}
+
+/// The path and query of a question. Every answer is to be of now: a scan takes milliseconds, and
+/// whoever started something wants to see it.
+fn proc_path(text: &QueryText) -> String {
+    let mut path = "/v2/proc?max_age_ms=0".to_owned();
+    let parts = [
+        ("columns", &text.columns),
+        ("filter", &text.filter),
+        ("sort", &text.sort),
+        ("limit", &text.limit),
+        ("group", &text.group),
+    ];
+    for (name, value) in parts {
+        let Some(value) = value else { continue };
+        path.push('&');
+        path.push_str(name);
+        path.push('=');
+        push_escaped(&mut path, value);
+    }
+    path
+}
+
+fn push_escaped(path: &mut String, value: &str) {
+    const HEX: &[u8; 16] = b"0123456789ABCDEF";
+    for byte in value.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~,".contains(&byte) {
+            path.push(char::from(byte));
+        } else {
+            path.push('%');
+            path.push(char::from(HEX[usize::from(byte >> 4)]));
+            path.push(char::from(HEX[usize::from(byte & 15)]));
+        }
+    }
+}
+
+/// Memory up to [`ANSWER_BYTES_MAX`].
+struct Bounded {
+    bytes: Vec<u8>,
+}
+
+impl Write for Bounded {
+    fn write(&mut self, piece: &[u8]) -> io::Result<usize> {
+        if self.bytes.len() + piece.len() > ANSWER_BYTES_MAX {
+            let what = format!("the answer is over {ANSWER_BYTES_MAX} bytes; ask for fewer rows");
+            return Err(io::Error::new(io::ErrorKind::FileTooLarge, what));
+        }
+        self.bytes.extend_from_slice(piece);
+        Ok(piece.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
+
+async fn connect(node: &NodeAddress) -> Result<Box<dyn Stream>, SourceError> {
+    let connecting = async {
+        Ok(match node {
+            NodeAddress::Unix(path) => {
+                Box::new(UnixStream::connect(path).await?) as Box<dyn Stream>
+            }
+            NodeAddress::Http(authority) => Box::new(TcpStream::connect(authority).await?),
+        })
+    };
+    let result: io::Result<_> = match timeout(CONNECT_TIME_MAX, connecting).await {
+        Ok(result) => result,
+        Err(_) => Err(io::ErrorKind::TimedOut.into()),
+    };
+    result.map_err(|source| SourceError::Unreachable { node: node.clone(), source })
+}
+
+async fn fetch(
+    node: &NodeAddress,
+    path: &str,
+    accept: &str,
+    out: &mut dyn Write,
+) -> Result<(), SourceError> {
+    let broken = |source| SourceError::Broken { node: node.clone(), source };
+    let silent = |_| SourceError::Silent { node: node.clone(), after: SILENCE_TIME_MAX };
+    let stream = TokioIo::new(connect(node).await?);
+    let shaking = timeout(SILENCE_TIME_MAX, hyper::client::conn::http1::handshake(stream)).await;
+    let (mut sender, connection) = shaking.map_err(silent)?.map_err(broken)?;
+    // What breaks it is told to whoever waits for the answer.
+    tokio::spawn(async move { drop(connection.await) });
+    let host = match node {
+        NodeAddress::Unix(_) => "localhost",
+        NodeAddress::Http(authority) => authority,
+    };
+    let request = Request::get(path).header(HOST, host).header(ACCEPT, accept);
+    let request = request.body(Empty::<Bytes>::new()).map_err(|error| SourceError::Foreign {
+        node: node.clone(),
+        what: format!("it cannot be asked for {path}: {error}"),
+    })?;
+    let sending = timeout(SILENCE_TIME_MAX, sender.send_request(request)).await;
+    let mut response = sending.map_err(silent)?.map_err(broken)?;
+    if response.status() != StatusCode::OK {
+        return Err(refusal(node, response).await);
+    }
+    loop {
+        let frame = timeout(SILENCE_TIME_MAX, response.body_mut().frame()).await;
+        let Some(frame) = frame.map_err(silent)? else { return Ok(()) };
+        if let Some(piece) = frame.map_err(broken)?.data_ref() {
+            out.write_all(piece).map_err(SourceError::Output)?;
+        }
+    }
+}
+
+/// What a node says when it does not answer with 200.
+async fn refusal(node: &NodeAddress, mut response: Response<Incoming>) -> SourceError {
+    let mut body = Vec::new();
+    while let Ok(Some(Ok(frame))) = timeout(CONNECT_TIME_MAX, response.body_mut().frame()).await {
+        body.extend_from_slice(frame.data_ref().map_or(&[][..], |piece| piece));
+        if body.len() > PROBLEM_BYTES_MAX {
+            break;
+        }
+    }
+    match serde_json::from_slice::<Problem>(&body) {
+        Ok(problem) => SourceError::Refused(problem.detail, problem.status),
+        Err(_) => SourceError::Foreign {
+            node: node.clone(),
+            what: format!("it answers with status {}", response.status()),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses() {
+        let unix = |path: &str| Ok(NodeAddress::Unix(path.into()));
+        let http = |authority: &str| Ok(NodeAddress::Http(authority.to_owned()));
+        let form = |text: &str| Err(AddressError::Form(text.to_owned()));
+        let cases = [
+            ("unix:/run/kumo/api.sock", unix("/run/kumo/api.sock")),
+            ("unix:///run/kumo/api.sock", unix("/run/kumo/api.sock")),
+            ("http://127.0.0.1:7080", http("127.0.0.1:7080")),
+            ("http://[::1]:7080/", http("[::1]:7080")),
+            ("http://web-1", http("web-1:80")),
+            ("https://web-1:7080", Err(AddressError::Https)),
+            ("unix:", form("unix:")),
+            ("http://", form("http://")),
+            ("http://:80", form("http://:80")),
+            ("http://a:99999", form("http://a:99999")),
+            ("http://a:80/v2", form("http://a:80/v2")),
+            ("http://me@a:80", form("http://me@a:80")),
+            ("web-1:80", form("web-1:80")),
+            ("", form("")),
+        ];
+        for (text, want) in cases {
+            assert_eq!(text.parse(), want, "for {text:?}");
+        }
+    }
+
+    #[test]
+    fn questions_are_escaped() {
+        let text = QueryText {
+            columns: Some("+exe,sum(rss)".to_owned()),
+            filter: Some("cpu > 5.0 && user == \"é\"".to_owned()),
+            sort: None,
+            limit: Some("3".to_owned()),
+            group: None,
+        };
+        let want = "/v2/proc?max_age_ms=0&columns=%2Bexe,sum%28rss%29\
+                    &filter=cpu%20%3E%205.0%20%26%26%20user%20%3D%3D%20%22%C3%A9%22&limit=3";
+        assert_eq!(proc_path(&text), want);
+    }
+}
