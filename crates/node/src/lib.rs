@@ -88,7 +88,9 @@ pub struct Node {
     runtime: Option<Runtime>,
     stop: watch::Sender<bool>,
     serving: Vec<JoinHandle<()>>,
-    api: Arc<Api>,
+    /// That of the address, and that of the socket: other machines cannot keep the commands of this
+    /// one from their answers.
+    apis: [Arc<Api>; 2],
     url: String,
     socket: PathBuf,
     started: Instant,
@@ -118,8 +120,7 @@ impl Node {
             .build()
             .map_err(StartError::Runtime)?;
         let (stop, stopping) = watch::channel(false);
-        let api = Api::new(Arc::clone(&engine));
-        let app = router(Arc::clone(&api));
+        let apis = [Api::new(Arc::clone(&engine)), Api::new(Arc::clone(&engine))];
         let socket = socket_path(&config.dirs.run);
         let (serving, url) = {
             let _within = runtime.enter();
@@ -130,13 +131,15 @@ impl Node {
             };
             let local = Bound::unix(&socket)?;
             let url = open.url().to_owned();
-            let serve = |bound: Bound| runtime.spawn(bound.serve(app.clone(), stopping.clone()));
+            let serve = |bound: Bound, api: &Arc<Api>| {
+                runtime.spawn(bound.serve(router(Arc::clone(api)), stopping.clone()))
+            };
             runtime.spawn(tick(engine));
-            (vec![serve(open), serve(local)], url)
+            (vec![serve(open, &apis[0]), serve(local, &apis[1])], url)
         };
         let runtime = Some(runtime);
         let started = Instant::now();
-        Ok(Node { runtime, stop, serving, api, url, socket, started, _locks: locks })
+        Ok(Node { runtime, stop, serving, apis, url, socket, started, _locks: locks })
     }
 
     /// The address of its API, with the real port: `http://127.0.0.1:7080`.
@@ -151,12 +154,12 @@ impl Node {
 
     /// Its process table.
     pub fn engine(&self) -> &Engine {
-        self.api.engine()
+        self.apis[0].engine()
     }
 
     /// Requests that came in so far, on all its listeners.
     pub fn requests(&self) -> u64 {
-        self.api.requests()
+        self.apis.iter().map(|api| api.requests()).sum()
     }
 
     /// How long it has run.
