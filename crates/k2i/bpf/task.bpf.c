@@ -95,41 +95,40 @@ INLINE void learn_offsets(void)
 	offsets_known = 1;
 }
 
-/* `pointer` as a number to calculate with. */
-#define NUMBER_OF(pointer)                                                  \
-	({                                                                  \
-		__u64 number = 0;                                           \
-		probe_read_kernel(&number, sizeof(number), &(pointer));     \
-		number;                                                     \
-	})
+/* The entry of `pid` for the PID namespace at `level`, as an address; an upid is an int and a pointer. */
+INLINE __u64 upid_at(struct pid *pid, __u32 level)
+{
+	struct pid *at = (struct pid *)as_number(pid);
+
+	return (__u64)&at->numbers[0] + level * 16ULL;
+}
 
 /* The number of a process in the PID namespace at `level`; 0 if it is not seen there. */
-INLINE __s32 pid_number(__u64 pid, __u32 level)
+INLINE __s32 pid_number(struct pid *pid, __u32 level)
 {
-	struct pid *at = (struct pid *)pid;
-	struct upid *numbers;
-	__u32 own = 0;
-	__s32 number = 0;
+	/* Volatile: the loads of both branches must not be merged, the verifier tells pointers apart. */
+	volatile __s32 number = 0;
 
 	if (!pid)
 		return 0;
-	probe_read_kernel(&own, sizeof(own), &at->level);
-	if (own < level)
+	if (level == 0)
+		return pid->numbers[0].nr; /* Nearly always, and without a helper's call. */
+	if (pid->level < level)
 		return 0;
-	numbers = at->numbers;
-	/* An upid is an int and a pointer. */
-	probe_read_kernel(&number, sizeof(number), (void *)((__u64)numbers + level * 16ULL));
+	probe_read_kernel((void *)&number, sizeof(number),
+			  &((struct upid *)upid_at(pid, level))->nr);
 	return number;
 }
 
 INLINE void learn_reader(void)
 {
 	struct task_struct *reader = (struct task_struct *)get_current_task();
-	__u64 pid = NUMBER_OF(reader->thread_pid);
+	struct pid *pid = 0;
 
 	reader_level = 0;
+	probe_read_kernel(&pid, sizeof(pid), &reader->thread_pid);
 	if (pid)
-		probe_read_kernel(&reader_level, sizeof(reader_level), &((struct pid *)pid)->level);
+		probe_read_kernel(&reader_level, sizeof(reader_level), &pid->level);
 }
 
 INLINE void sum_task(struct sums *sums, struct task_struct *task)
@@ -161,8 +160,8 @@ INLINE void read_signal(struct process_record *to, struct signal_struct *signal)
 {
 	struct tty_struct *tty = signal->tty;
 
-	to->pgrp = pid_number(NUMBER_OF(signal->pids[PIDTYPE_PGID]), reader_level);
-	to->session = pid_number(NUMBER_OF(signal->pids[PIDTYPE_SID]), reader_level);
+	to->pgrp = pid_number(signal->pids[PIDTYPE_PGID], reader_level);
+	to->session = pid_number(signal->pids[PIDTYPE_SID], reader_level);
 	to->threads = signal->nr_threads;
 	/* Threads that have ended, and were not the first. */
 	to->sums.utime_ns += signal->utime;
@@ -192,16 +191,16 @@ INLINE void read_signal(struct process_record *to, struct signal_struct *signal)
 	if (tty) {
 		struct tty_driver *driver = tty->driver;
 		__u32 major, minor;
-		__u64 foreground = 0;
+		struct pid *foreground = 0;
 
 		major = driver->major;
 		minor = driver->minor_start + tty->index;
 		/* new_encode_dev() */
 		to->tty_nr = (minor & 0xff) | (major << 8) | ((minor & ~0xffU) << 12);
 		if (EXISTS(tty->ctrl.pgrp))
-			foreground = NUMBER_OF(tty->ctrl.pgrp);
+			foreground = tty->ctrl.pgrp;
 		else if (EXISTS(((struct tty_struct___old *)tty)->pgrp))
-			foreground = NUMBER_OF(((struct tty_struct___old *)tty)->pgrp);
+			foreground = ((struct tty_struct___old *)tty)->pgrp;
 		if (foreground)
 			to->tpgid = pid_number(foreground, reader_level);
 	}
@@ -219,11 +218,20 @@ INLINE void read_cred(struct process_record *to, const struct cred *cred)
 	to->gid[1] = cred->egid.val;
 	to->gid[2] = cred->sgid.val;
 	to->gid[3] = cred->fsgid.val;
-	probe_read_kernel(&to->caps[0], 8, &cred->cap_inheritable);
-	probe_read_kernel(&to->caps[1], 8, &cred->cap_permitted);
-	probe_read_kernel(&to->caps[2], 8, &cred->cap_effective);
-	probe_read_kernel(&to->caps[3], 8, &cred->cap_bset);
-	probe_read_kernel(&to->caps[4], 8, &cred->cap_ambient);
+	if (EXISTS(cred->cap_inheritable.val)) {
+		to->caps[0] = cred->cap_inheritable.val;
+		to->caps[1] = cred->cap_permitted.val;
+		to->caps[2] = cred->cap_effective.val;
+		to->caps[3] = cred->cap_bset.val;
+		to->caps[4] = cred->cap_ambient.val;
+	} else {
+		/* Two words of 32 bits before Linux 6.3, the lower first. */
+		probe_read_kernel(&to->caps[0], 8, &cred->cap_inheritable);
+		probe_read_kernel(&to->caps[1], 8, &cred->cap_permitted);
+		probe_read_kernel(&to->caps[2], 8, &cred->cap_effective);
+		probe_read_kernel(&to->caps[3], 8, &cred->cap_bset);
+		probe_read_kernel(&to->caps[4], 8, &cred->cap_ambient);
+	}
 	to->ns[5] = user_ns->ns.inum;
 }
 
@@ -234,14 +242,18 @@ INLINE void read_namespaces(struct process_record *to, struct task_struct *task)
 
 	to->ns[0] = to->ns[1] = to->ns[2] = to->ns[3] = to->ns[4] = to->ns[6] = to->ns[7] = 0;
 	if (pid) {
-		struct pid *at = (struct pid *)NUMBER_OF(task->thread_pid);
-		struct pid_namespace *innermost = 0;
 		__u32 level = pid->level;
 
-		to->nspid = pid_number((__u64)at, level);
-		probe_read_kernel(&innermost, sizeof(innermost),
-				  (void *)((__u64)&at->numbers[0].ns + level * 16ULL));
-		probe_read_kernel(&to->ns[1], 4, &innermost->ns.inum);
+		to->nspid = pid_number(pid, level);
+		if (level == 0) {
+			to->ns[1] = pid->numbers[0].ns->ns.inum;
+		} else {
+			struct upid *upid = (struct upid *)upid_at(pid, level);
+			struct pid_namespace *innermost = 0;
+
+			probe_read_kernel(&innermost, sizeof(innermost), &upid->ns);
+			probe_read_kernel(&to->ns[1], sizeof(to->ns[1]), &innermost->ns.inum);
+		}
 	}
 	if (!ns)
 		return; /* A zombie has left them. */
@@ -280,7 +292,7 @@ INLINE void read_cgroups(struct process_record *to, struct task_struct *task)
 	if (EXISTS(task->cgroups)) {
 		struct css_set *set = task->cgroups;
 
-		to->cgroup_set = NUMBER_OF(task->cgroups);
+		to->cgroup_set = as_number(task->cgroups);
 		mix(&hash, set->dfl_cgrp->kn->id);
 		MIX_SUBSYS(0)
 		MIX_SUBSYS(1)
@@ -294,7 +306,8 @@ INLINE void read_cgroups(struct process_record *to, struct task_struct *task)
 	}
 }
 
-INLINE __s64 counter_sum(__s64 count, __u64 parts)
+/* Adds the parts of all CPUs to one counter. */
+INLINE void sum_parts(__s64 *count, __u64 parts)
 {
 	for (__u32 cpu = 0; cpu < CPUS_MAX; cpu++) {
 		__s32 part = 0;
@@ -302,18 +315,54 @@ INLINE __s64 counter_sum(__s64 count, __u64 parts)
 		if (cpu >= cpus)
 			break;
 		probe_read_kernel(&part, sizeof(part), (void *)(parts + cpu_offset[cpu]));
-		count += part;
+		*count += part;
 	}
-	return count < 0 ? 0 : count;
 }
 
-#define READ_RSS(index)                                                                          \
-	do {                                                                                     \
-		to->rss[index] = mm->rss_stat[index].count;                                      \
-		if (offsets_known)                                                               \
-			to->rss[index] = counter_sum(to->rss[index],                             \
-						     NUMBER_OF(mm->rss_stat[index].counters));   \
-	} while (0)
+/* The same for four counters whose parts are neighbours: a quarter of the calls. */
+INLINE void sum_neighbours(__s64 *counts, __u64 parts)
+{
+	for (__u32 cpu = 0; cpu < CPUS_MAX; cpu++) {
+		__s32 part[4] = {};
+
+		if (cpu >= cpus)
+			break;
+		probe_read_kernel(part, sizeof(part), (void *)(parts + cpu_offset[cpu]));
+		counts[0] += part[0];
+		counts[1] += part[1];
+		counts[2] += part[2];
+		counts[3] += part[3];
+	}
+}
+
+/*
+ * Resident memory is counted in parts by each CPU (Linux 6.2); the counter alone is wrong by up to a
+ * batch for each of them. The kernel allocates the parts of all four side by side since 6.6.
+ */
+INLINE void read_rss(struct process_record *to, struct mm_struct *mm)
+{
+	__u64 parts[4];
+
+	to->rss[0] = mm->rss_stat[0].count;
+	to->rss[1] = mm->rss_stat[1].count;
+	to->rss[2] = mm->rss_stat[2].count;
+	to->rss[3] = mm->rss_stat[3].count;
+	if (!offsets_known)
+		return;
+	to->flags |= RSS_EXACT;
+	parts[0] = as_number(mm->rss_stat[0].counters);
+	parts[1] = as_number(mm->rss_stat[1].counters);
+	parts[2] = as_number(mm->rss_stat[2].counters);
+	parts[3] = as_number(mm->rss_stat[3].counters);
+	if (parts[1] == parts[0] + 4 && parts[2] == parts[0] + 8 && parts[3] == parts[0] + 12) {
+		sum_neighbours(to->rss, parts[0]);
+		return;
+	}
+	sum_parts(&to->rss[0], parts[0]);
+	sum_parts(&to->rss[1], parts[1]);
+	sum_parts(&to->rss[2], parts[2]);
+	sum_parts(&to->rss[3], parts[3]);
+}
 
 #define READ_RSS_OLD(index)                                                                      \
 	to->rss[index] = ((struct mm_struct___old *)mm)->rss_stat.count[index].counter
@@ -331,12 +380,7 @@ INLINE void read_memory(struct process_record *to, struct mm_struct *mm)
 	to->arg_start = mm->arg_start;
 	to->arg_end = mm->arg_end;
 	if (EXISTS(mm->rss_stat[0].counters)) {
-		READ_RSS(0);
-		READ_RSS(1);
-		READ_RSS(2);
-		READ_RSS(3);
-		if (offsets_known)
-			to->flags |= RSS_EXACT;
+		read_rss(to, mm);
 	} else if (EXISTS(((struct mm_struct___old *)mm)->rss_stat.count)) {
 		READ_RSS_OLD(0);
 		READ_RSS_OLD(1);
@@ -411,14 +455,14 @@ INLINE int write_process(struct bpf_iter__task *context, struct task_struct *tas
 
 	to->kind = RECORD_PROCESS;
 	to->flags = 0;
-	to->pid = pid_number(NUMBER_OF(task->thread_pid), reader_level);
+	to->pid = pid_number(task->thread_pid, reader_level);
 	if (!to->pid)
 		return 0; /* It was reaped while we looked. */
 	to->ppid = 0;
 	if (reader_level == 0)
 		to->ppid = task->real_parent->tgid;
 	else
-		to->ppid = pid_number(NUMBER_OF(task->real_parent->signal->pids[PIDTYPE_TGID]),
+		to->ppid = pid_number(task->real_parent->signal->pids[PIDTYPE_TGID],
 				      reader_level);
 	to->task_flags = task->flags;
 	if (EXISTS(task->__state))
@@ -489,7 +533,7 @@ INLINE int write_task(struct bpf_iter__task *context, int lines)
 	thread.tid = task->pid;
 	thread.pid = task->tgid;
 	if (reader_level)
-		thread.pid = pid_number(NUMBER_OF(task->signal->pids[PIDTYPE_TGID]), reader_level);
+		thread.pid = pid_number(task->signal->pids[PIDTYPE_TGID], reader_level);
 	sum_task(&thread.sums, task);
 	seq_write(context->meta->seq, &thread, sizeof(thread));
 	return 0;
