@@ -14,6 +14,7 @@ use std::time::Duration;
 use http_body_util::{BodyExt as _, Empty};
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{ACCEPT, HOST};
+use hyper::http::uri::Authority;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use k2i::host::{HostError, HostReport};
@@ -80,14 +81,13 @@ impl FromStr for NodeAddress {
         }
         let authority = text.strip_prefix("http://").ok_or_else(wrong)?;
         let authority = authority.strip_suffix('/').unwrap_or(authority);
-        let parsed: hyper::http::uri::Authority = authority.parse().map_err(|_| wrong())?;
-        let plain = !parsed.host().is_empty() && !authority.contains('@');
-        match (plain, parsed.port_u16()) {
-            (true, Some(_)) => Ok(NodeAddress::Http(authority.to_owned())),
+        let parsed: Authority = authority.parse().map_err(|_| wrong())?;
+        let port = authority.strip_prefix(parsed.host()).ok_or_else(wrong)?;
+        match (parsed.host(), port, parsed.port_u16()) {
+            ("", ..) => Err(wrong()),
             // Without a port it is that of HTTP.
-            (true, None) if parsed.port().is_none() => {
-                Ok(NodeAddress::Http(format!("{authority}:80")))
-            }
+            (host, "", None) => Ok(NodeAddress::Http(format!("{host}:80"))),
+            (_, _, Some(_)) => Ok(NodeAddress::Http(authority.to_owned())),
             _ => Err(wrong()),
         }
     }
@@ -261,8 +261,17 @@ impl Source {
     /// # Errors
     /// See [`SourceError`].
     pub fn proc(&self, text: &QueryText) -> Result<Rows, SourceError> {
+        self.proc_within(text, Duration::ZERO)
+    }
+
+    /// As [`Source::proc`], from a scan that began at most `age_max` ago, so that several questions
+    /// about one moment cost one scan.
+    ///
+    /// # Errors
+    /// See [`SourceError`].
+    pub fn proc_within(&self, text: &QueryText, age_max: Duration) -> Result<Rows, SourceError> {
         let mut answer = Bounded { bytes: Vec::new() };
-        self.proc_to(text, Format::Json, &mut answer)?;
+        self.write_proc(text, Format::Json, age_max, &mut answer)?;
         serde_json::from_slice(&answer.bytes).map_err(|error| self.unreadable(error))
     }
 
@@ -276,17 +285,27 @@ impl Source {
         format: Format,
         out: &mut dyn Write,
     ) -> Result<(), SourceError> {
+        self.write_proc(text, format, Duration::ZERO, out)
+    }
+
+    fn write_proc(
+        &self,
+        text: &QueryText,
+        format: Format,
+        age_max: Duration,
+        out: &mut dyn Write,
+    ) -> Result<(), SourceError> {
         match self {
             Source::Node { .. } => {
                 let accept = match format {
                     Format::Json => "application/json",
                     Format::NdJson => "application/x-ndjson",
                 };
-                self.fetch(&proc_path(text), accept, out)
+                self.fetch(&proc_path(text, age_max), accept, out)
             }
             Source::Direct(engine) => {
                 let query = Query::parse(text, &PROC, COLUMNS_DEFAULT)?;
-                let question = Question { query, pids: None, max_age: Duration::ZERO };
+                let question = Question { query, pids: None, max_age: age_max };
                 let mut answer = engine.ask(question)?;
                 let mut piece = Vec::new();
                 loop {
@@ -366,10 +385,10 @@ fn check_owner(socket: &Path) -> io::Result<()> {
     }
 }
 
-/// The path and query of a question. Every answer is to be of now: a scan takes milliseconds, and
+/// The path and query of a question. Most answers are to be of now: a scan takes milliseconds, and
 /// whoever started something wants to see it.
-fn proc_path(text: &QueryText) -> String {
-    let mut path = "/v2/proc?max_age_ms=0".to_owned();
+fn proc_path(text: &QueryText, age_max: Duration) -> String {
+    let mut path = format!("/v2/proc?max_age_ms={}", age_max.as_millis());
     let parts = [
         ("columns", &text.columns),
         ("filter", &text.filter),
@@ -534,6 +553,6 @@ mod tests {
         };
         let want = "/v2/proc?max_age_ms=0&columns=%2Bexe,sum%28rss%29\
                     &filter=cpu%20%3E%205.0%20%26%26%20user%20%3D%3D%20%22%C3%A9%22&limit=3";
-        assert_eq!(proc_path(&text), want);
+        assert_eq!(proc_path(&text, Duration::ZERO), want);
     }
 }

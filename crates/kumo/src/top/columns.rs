@@ -51,8 +51,9 @@ const DROPPED: [Column; 10] = [
     Column::Rss,
 ];
 
-/// The command gets at least this many cells before other columns are dropped for it.
-const COMMAND_WIDTH_MIN: u16 = 12;
+/// The command gets at least this many cells before other columns are dropped for it: what a
+/// terminal of 80 columns leaves it beside all others.
+const COMMAND_WIDTH_MIN: u16 = 11;
 
 /// The most process numbers have seven digits (`PID_MAX_LIMIT` is 2^22); the fewest worth a column
 /// that does not change its width when the first long one appears, five.
@@ -228,7 +229,7 @@ mod tests {
             42,
             1,
             &json!({
-                "priority": -100, "vsize": 12_900_000, "rss": 0, "cpu": 3.14159, "mem": 1600.0,
+                "priority": -100, "vsize": 12_900_000, "rss": 0, "cpu": 3.149, "mem": 1600.0,
                 "time": 75.5, "elapsed": 100_000.0, "user": "a\u{202e}b", "cmdline": "sh -c 'x\n'",
                 "tty": null, "nice": -20,
             }),

@@ -310,6 +310,7 @@ impl CpuShare {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use k2i::host::{Boot, Cpu, Kernel, Pressure, Stall, StallShare};
     use serde_json::json;
 
     /// A made-up row with the given columns beside `id`, `pid` and `ppid`.
@@ -322,6 +323,80 @@ pub(super) mod tests {
             row.insert(name.clone(), value.clone());
         }
         Proc::new(row).expect("a row with an identity")
+    }
+
+    /// A host with this many CPUs, of which the first is half busy.
+    pub(in super::super) fn host(cpus: u32) -> Host {
+        let gib = 1 << 30;
+        let idle = CpuSeconds { idle: 1.0, ..CpuSeconds::default() };
+        let busy = CpuSeconds { user: 0.25, system: 0.25, idle: 0.5, ..CpuSeconds::default() };
+        let of = |cpu: u32| OneCpu { cpu, seconds: if cpu == 0 { busy } else { idle } };
+        let some = Some(StallShare { avg10: 12.5, ..StallShare::default() });
+        let report = HostReport {
+            dc: "local".to_owned(),
+            host: "web-1".to_owned(),
+            as_of: "2025-01-02T03:04:05.678901Z".to_owned(),
+            kernel: Kernel::default(),
+            boot: Boot { boot_id: BOOT.to_owned(), uptime_seconds: 273_600.0, ..Boot::default() },
+            cpu: Cpu {
+                online: cpus,
+                model: None,
+                seconds: busy,
+                each: (0..cpus).map(of).collect(),
+            },
+            memory: k2i::host::Memory {
+                total: 16 * gib,
+                available: 12 * gib,
+                ..k2i::host::Memory::default()
+            },
+            load: k2i::host::Load { avg1: 0.52, avg5: 0.58, avg15: 0.59 },
+            pressure: Pressure { cpu: Some(Stall { some, full: None }), ..Pressure::default() },
+            tasks: k2i::host::Tasks::default(),
+            collector: "proc".to_owned(),
+            ladder: Vec::new(),
+        };
+        let mut earlier = report.clone();
+        earlier.cpu.seconds = CpuSeconds::default();
+        earlier.cpu.each.iter_mut().for_each(|one| one.seconds = CpuSeconds::default());
+        Host::new(report, Some(&earlier))
+    }
+
+    /// The boot of the made-up host.
+    pub(in super::super) const BOOT: &str = "4f7a0000-0000-4000-8000-000000000000";
+
+    /// An answer to `request` with these rows; nothing is watched or asked besides.
+    pub(in super::super) fn snapshot(request: Request, rows: Vec<Proc>) -> Box<Snapshot> {
+        let count = rows.len() as u64;
+        let meta = Meta {
+            dc: "local".to_owned(),
+            host: "web-1".to_owned(),
+            boot_id: BOOT.to_owned(),
+            collector: "proc".to_owned(),
+            generation: 1,
+            as_of: "2025-01-02T03:04:05.678901Z".to_owned(),
+            scan_us: 3_200,
+            processes: 312,
+            matched: count,
+            columns: Vec::new(),
+        };
+        let tasks = Tasks {
+            by_state: BTreeMap::from([
+                ("R".to_owned(), 2),
+                ("S".to_owned(), 309),
+                ("Z".to_owned(), 1),
+            ]),
+            threads: Some(840),
+        };
+        Box::new(Snapshot {
+            request,
+            meta,
+            rows,
+            tasks,
+            host: Some(host(2)),
+            watched_lives: None,
+            extra: Extra::Nothing,
+            at: Duration::ZERO,
+        })
     }
 
     #[test]
@@ -365,7 +440,7 @@ pub(super) mod tests {
         assert_eq!(CpuShare::between(&now, &now), None);
         let backwards = CpuSeconds { idle: 95.0, iowait: -1.0, ..now };
         let share = CpuShare::between(&now, &backwards).expect("two seconds have passed");
-        assert_eq!(share.iowait, 0.0);
+        assert!(share.iowait.abs() < 1e-9, "{share:?}");
     }
 
     #[test]

@@ -68,7 +68,7 @@ impl Fetcher {
     }
 
     fn rows(&self, text: &QueryText) -> Result<Vec<Row>, SourceError> {
-        Ok(self.source.proc(text)?.rows)
+        Ok(self.source.proc_within(text, SAME_READING)?.rows)
     }
 
     fn procs(&self, text: &QueryText) -> Result<Vec<Proc>, SourceError> {

@@ -671,3 +671,421 @@ fn on_user_key(state: &mut State, key: KeyEvent, control: bool) -> Option<Effect
     }
     None
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::data::tests::{BOOT, proc, snapshot};
+    use super::super::data::{Detail, Proc, Side};
+    use super::*;
+    use KeyCode::{Char, Down, End, Enter, Esc, F, Home, PageDown, Up};
+    use serde_json::json;
+
+    /// A state of a terminal with ten rows for processes, and the rows of `data`.
+    fn state_with(data: Vec<Proc>) -> State {
+        let mut state = State::new((120, 40), Duration::from_secs(1));
+        state.boot_id_here = Some(BOOT.to_owned());
+        give(&mut state, data);
+        let others = 40 - state.table_rows();
+        state.size.1 = others as u16 + 10;
+        assert_eq!(state.table_rows(), 10);
+        state
+    }
+
+    /// Processes 1 to `count`, the first the busiest.
+    fn procs(count: i32) -> Vec<Proc> {
+        let row = |pid: i32| {
+            let columns = json!({
+                "user": format!("user{}", pid % 3),
+                "cpu": f64::from(count - pid),
+                "cmdline": format!("worker --number {pid}"),
+            });
+            proc(pid, 1, &columns)
+        };
+        (1..=count).map(row).collect()
+    }
+
+    fn give(state: &mut State, rows: Vec<Proc>) {
+        let answer = snapshot(state.request(), rows);
+        let effect = update(state, state.now, Event::Data(answer));
+        assert_eq!(effect, None);
+    }
+
+    fn press(state: &mut State, code: KeyCode) -> Option<Effect> {
+        update(state, state.now, Event::Key(KeyEvent::new(code, KeyModifiers::NONE)))
+    }
+
+    fn press_all(state: &mut State, codes: &[KeyCode]) {
+        for code in codes {
+            assert_eq!(press(state, *code), None, "for {code:?}");
+        }
+    }
+
+    fn type_in(state: &mut State, text: &str) {
+        text.chars().for_each(|c| assert_eq!(press(state, Char(c)), None));
+    }
+
+    fn selected(state: &State) -> Option<i32> {
+        state.selected.map(|id| id.pid)
+    }
+
+    #[test]
+    fn the_selection_moves_by_rows_pages_and_to_the_ends() {
+        let cases: [(&[KeyCode], i32, usize); 8] = [
+            (&[Down], 1, 0),
+            (&[Down, Down], 2, 0),
+            (&[Down, Down, Up], 1, 0),
+            (&[Down, Up], 1, 0),
+            (&[Down, PageDown], 10, 0),
+            (&[Down, PageDown, PageDown], 19, 9),
+            (&[End], 30, 20),
+            (&[End, Home], 1, 0),
+        ];
+        for (keys, pid, offset) in cases {
+            let mut state = state_with(procs(30));
+            press_all(&mut state, keys);
+            assert_eq!((selected(&state), state.offset), (Some(pid), offset), "for {keys:?}");
+        }
+        let mut empty = state_with(Vec::new());
+        press_all(&mut empty, &[Down, Up, PageDown, End, Home, Enter, Char('k')]);
+        assert_eq!((selected(&empty), &empty.mode), (None, &Mode::Table));
+    }
+
+    #[test]
+    fn the_selection_stays_with_its_process() {
+        let mut state = state_with(procs(30));
+        press_all(&mut state, &[Down, Down, Down]);
+        let mut later = procs(30);
+        let third = later.remove(2);
+        later.push(third);
+        give(&mut state, later);
+        assert_eq!((selected(&state), state.cursor, state.offset), (Some(3), 29, 20));
+    }
+
+    #[test]
+    fn a_process_that_ends_while_selected_is_let_go_and_named() {
+        let mut state = state_with(procs(5));
+        press_all(&mut state, &[Down, Down, Down]);
+        let mut left = procs(5);
+        left.remove(2);
+        let mut answer = snapshot(state.request(), left);
+        answer.watched_lives = Some(false);
+        update(&mut state, Duration::from_secs(1), Event::Data(answer));
+        assert_eq!(selected(&state), None);
+        let notice = state.notice.as_ref().expect("it is said");
+        assert_eq!(notice.text, "process 3 worker --number 3 has ended");
+        press_all(&mut state, &[Down]);
+        assert_eq!(selected(&state), Some(4), "the cursor goes on where it was");
+    }
+
+    #[test]
+    fn a_successor_with_the_same_number_is_not_selected() {
+        let mut state = state_with(procs(5));
+        press_all(&mut state, &[Down]);
+        let mut row = procs(1).remove(0).row().clone();
+        row.insert("id".to_owned(), json!("1@999000000000"));
+        let successor = Proc::new(row).expect("a row with an identity");
+        let mut answer = snapshot(state.request(), vec![successor]);
+        answer.watched_lives = Some(false);
+        update(&mut state, Duration::ZERO, Event::Data(answer));
+        assert_eq!((selected(&state), state.lines.len()), (None, 1));
+    }
+
+    #[test]
+    fn a_selected_process_below_the_last_row_is_looked_for() {
+        let mut state = state_with(procs(40));
+        press_all(&mut state, &[Down, Down]);
+        assert!(state.request().table.limit.is_some());
+        let mut others = procs(40);
+        others.remove(1);
+        let mut answer = snapshot(state.request(), others);
+        answer.watched_lives = Some(true);
+        update(&mut state, Duration::ZERO, Event::Data(answer));
+        assert_eq!((selected(&state), state.request().table.limit), (Some(2), None));
+        // All rows came, and it is in none: the filter hides it.
+        let mut others = procs(40);
+        others.remove(1);
+        let mut answer = snapshot(state.request(), others);
+        answer.watched_lives = Some(true);
+        update(&mut state, Duration::ZERO, Event::Data(answer));
+        assert_eq!(selected(&state), None);
+    }
+
+    #[test]
+    fn only_what_is_shown_is_asked_for() {
+        let mut state = state_with(procs(5));
+        let table = state.request().table;
+        assert_eq!(table.limit.as_deref(), Some("32"), "twice ten rows, in steps of sixteen");
+        assert_eq!(table.sort.as_deref(), Some("-cpu,-time"));
+        assert_eq!((table.filter, table.group), (None, None));
+        let columns = table.columns.expect("some");
+        assert!(columns.contains("cmdline") && !columns.contains("comm"), "{columns}");
+        state.size.0 = 40;
+        press_all(&mut state, &[Char('c'), Char('M')]);
+        let table = state.request().table;
+        assert_eq!(table.columns.as_deref(), Some("id,user,pid,rss,state,cpu,mem,comm"));
+        assert_eq!(table.sort.as_deref(), Some("-mem,pid"));
+        press_all(&mut state, &[Char('t')]);
+        assert_eq!(state.request().table.limit, None, "a tree needs everybody");
+    }
+
+    #[test]
+    fn every_question_is_one_that_the_source_understands() {
+        let mut state = state_with(procs(5));
+        state.user = Some("o'neill \"\\\n".to_owned());
+        for column in SORTABLE {
+            for width in [10, 40, 80, 200] {
+                for full_command in [true, false] {
+                    state.size.0 = width;
+                    state.full_command = full_command;
+                    sort_by(&mut state, Sort { column, descending: true });
+                    let text = state.request().table;
+                    let parsed = kumo_abi::Query::parse(&text, &PROC, "pid");
+                    assert!(parsed.is_ok(), "{text:?}: {:?}", parsed.err());
+                }
+            }
+        }
+        let id = state.rows()[0].id;
+        let others = [
+            super::super::data::Tasks::query(),
+            super::super::data::UserSum::query(),
+            super::super::data::only(7),
+            Detail::query(id),
+            Detail::relatives_query(),
+        ];
+        for text in others {
+            let parsed = kumo_abi::Query::parse(&text, &PROC, "pid");
+            assert!(parsed.is_ok(), "{text:?}: {:?}", parsed.err());
+        }
+    }
+
+    #[test]
+    fn sort_keys() {
+        let cases: [(&[KeyCode], &str); 7] = [
+            (&[Char('M')], "-mem,pid"),
+            (&[Char('T')], "-time"),
+            (&[Char('N')], "pid"),
+            (&[Char('N'), Char('I')], "-pid"),
+            (&[Char('<')], "-threads,pid"),
+            (&[Char('>')], "-mem,pid"),
+            (&[F(6), Home, Down, Enter], "user,pid"),
+        ];
+        for (keys, want) in cases {
+            let mut state = state_with(procs(3));
+            press_all(&mut state, keys);
+            assert_eq!(state.request().table.sort.as_deref(), Some(want), "for {keys:?}");
+        }
+    }
+
+    #[test]
+    fn filters_are_cel_or_a_part_of_the_command() {
+        let part = |text: &str| format!("cmdline.matches({})", cel_string(text));
+        let cases = [
+            ("cpu > 5.0", Ok(Some("cpu > 5.0".to_owned()))),
+            ("  ", Ok(None)),
+            ("nginx", Ok(Some(part("(?i)nginx")))),
+            ("a.b[1]", Ok(Some(part("(?i)a\\.b\\[1\\]")))),
+            ("--port 80", Ok(Some(part("(?i)\\-\\-port 80")))),
+            ("kernel", Ok(Some("kernel".to_owned()))),
+            ("pid", Ok(Some(part("(?i)pid")))),
+            ("cpu >", Err(())),
+            ("nosuch == 3", Err(())),
+        ];
+        for (typed, want) in cases {
+            let filter = filter_of(typed).map(|filter| filter.map(|filter| filter.cel));
+            assert_eq!(filter.map_err(drop), want, "for {typed:?}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_filter_is_refused_in_place() {
+        let mut state = state_with(procs(3));
+        press_all(&mut state, &[F(4)]);
+        type_in(&mut state, "cpu >");
+        press_all(&mut state, &[Enter]);
+        let Mode::Prompt(prompt) = &state.mode else { panic!("{:?}", state.mode) };
+        assert!(prompt.error.is_some() && prompt.text == "cpu >", "{prompt:?}");
+        assert_eq!(state.filter, None);
+        type_in(&mut state, " 5.0");
+        press_all(&mut state, &[Enter]);
+        assert_eq!(state.request().table.filter.as_deref(), Some("cpu > 5.0"));
+        state.user = Some("www".to_owned());
+        let both = state.request().table.filter;
+        assert_eq!(both.as_deref(), Some("user == \"www\" && (cpu > 5.0)"));
+        press_all(&mut state, &[Char('=')]);
+        assert_eq!(state.request().table.filter, None);
+    }
+
+    #[test]
+    fn a_search_goes_to_the_next_row_that_has_it() {
+        let mut state = state_with(procs(30));
+        press_all(&mut state, &[Char('/')]);
+        type_in(&mut state, "NUMBER 2");
+        assert_eq!(selected(&state), Some(2));
+        press_all(&mut state, &[Enter, Char('n')]);
+        assert_eq!(selected(&state), Some(20));
+        assert_eq!(state.request().table.limit, None, "it may be below the last row");
+        press_all(&mut state, &[Char('/')]);
+        type_in(&mut state, "nobody");
+        let notice = state.notice.clone().expect("it is said");
+        assert!(notice.is_error && notice.text.contains("nobody"), "{notice:?}");
+        press_all(&mut state, &[Esc, Esc]);
+        assert_eq!((selected(&state), state.search.as_str()), (None, ""));
+    }
+
+    #[test]
+    fn pasted_text_never_acts_as_keys() {
+        let mut state = state_with(procs(3));
+        update(&mut state, Duration::ZERO, Event::Paste("k\ny\nq".to_owned()));
+        assert_eq!((&state.mode, selected(&state)), (&Mode::Table, None));
+        press_all(&mut state, &[Char('/')]);
+        update(&mut state, Duration::ZERO, Event::Paste("wor\nker".to_owned()));
+        assert_eq!(state.search, "worker");
+    }
+
+    #[test]
+    fn a_signal_goes_to_the_identity_that_was_selected() {
+        let mut state = state_with(procs(5));
+        press_all(&mut state, &[Down, Down, Char('k')]);
+        let id = state.rows()[1].id;
+        let Mode::Kill(kill) = &state.mode else { panic!("{:?}", state.mode) };
+        assert_eq!((kill.id, kill.command.as_str()), (id, "worker --number 2"));
+        assert_eq!(state.request().watched, Some(id));
+        // The table turns around below the question; it changes nothing.
+        let mut turned = procs(5);
+        turned.reverse();
+        give(&mut state, turned);
+        press_all(&mut state, &[Enter]);
+        assert_eq!(press(&mut state, Char('y')), Some(Effect::Send(id, Signal::TERM)));
+        assert_eq!(state.mode, Mode::Table);
+    }
+
+    #[test]
+    fn only_y_sends() {
+        for key in [Enter, Esc, Char('n'), Char('q'), Char('k'), Char(' '), Down] {
+            let mut state = state_with(procs(5));
+            press_all(&mut state, &[Down, Char('k'), Enter, key]);
+            assert_eq!(state.mode, Mode::Table, "for {key:?}");
+        }
+    }
+
+    #[test]
+    fn signals_are_chosen_by_arrow_number_and_letter() {
+        let cases: [(&[KeyCode], i32); 8] = [
+            (&[], 15),
+            (&[Down], 2),
+            (&[Char('9')], 9),
+            (&[Char('1'), Char('9')], 19),
+            (&[Char('1'), Char('2')], 12),
+            (&[Char('h')], 1),
+            (&[Char('u'), Char('u')], 12),
+            (&[Down, Up, Up], 15),
+        ];
+        for (keys, number) in cases {
+            let mut state = state_with(procs(2));
+            press_all(&mut state, &[Down, Char('k')]);
+            press_all(&mut state, keys);
+            press_all(&mut state, &[Enter]);
+            let id = state.rows()[0].id;
+            let signal = Signal::from_number(number).expect("a signal");
+            let sent = press(&mut state, Char('y'));
+            assert_eq!(sent, Some(Effect::Send(id, signal)), "for {keys:?}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_sent_to_a_process_that_ended_under_the_question() {
+        let mut state = state_with(procs(5));
+        press_all(&mut state, &[Down, Char('k'), Enter]);
+        let mut answer = snapshot(state.request(), procs(5).split_off(1));
+        answer.watched_lives = Some(false);
+        update(&mut state, Duration::ZERO, Event::Data(answer));
+        assert_eq!(press(&mut state, Char('y')), None);
+        assert_eq!(state.mode, Mode::Table);
+    }
+
+    #[test]
+    fn processes_of_another_host_cannot_be_signalled_from_here() {
+        for here in [None, Some("another boot".to_owned())] {
+            let mut state = state_with(procs(5));
+            state.boot_id_here = here;
+            press_all(&mut state, &[Down, Char('k')]);
+            assert_eq!(state.mode, Mode::Table);
+            assert!(state.notice.expect("it is said").text.contains("`web-1`"));
+        }
+    }
+
+    #[test]
+    fn details_are_asked_for_while_they_are_open_and_lead_to_the_parent() {
+        let mut state = state_with(procs(5));
+        press_all(&mut state, &[Down, Down, Enter]);
+        let (parent, id) = (state.rows()[0].id, state.rows()[1].id);
+        assert_eq!(state.request().side, Side::Detail(id));
+        let everybody = procs(5);
+        let mut answer = snapshot(state.request(), everybody.clone());
+        let detail = Detail::new(id, vec![everybody[1].clone()], &everybody);
+        answer.extra = Extra::Detail(Box::new(detail));
+        update(&mut state, Duration::ZERO, Event::Data(answer));
+        press_all(&mut state, &[Down, Char('p')]);
+        assert_eq!(state.request().side, Side::Detail(parent));
+        press_all(&mut state, &[Esc]);
+        assert_eq!(state.request().side, Side::Nothing);
+    }
+
+    #[test]
+    fn a_failure_keeps_the_data_and_an_answer_ends_it() {
+        let mut state = state_with(procs(5));
+        let later = Duration::from_secs(9);
+        update(&mut state, later, Event::Failed("no\x1bway".to_owned()));
+        assert_eq!(state.error.as_deref(), Some("no\\x1bway"));
+        assert_eq!((state.lines.len(), state.age()), (5, Some(later)));
+        press_all(&mut state, &[Down]);
+        assert_eq!(selected(&state), Some(1));
+        give(&mut state, procs(5));
+        assert_eq!(state.error, None);
+    }
+
+    #[test]
+    fn users_are_chosen_from_a_list_or_typed() {
+        let mut state = state_with(procs(5));
+        press_all(&mut state, &[Char('u')]);
+        assert_eq!(state.request().side, Side::Users);
+        let user = |name: &str| super::super::data::UserSum {
+            name: name.to_owned(),
+            ..super::super::data::UserSum::default()
+        };
+        let mut answer = snapshot(state.request(), procs(5));
+        answer.extra = Extra::Users(vec![user("root"), user("www-data"), user("web")]);
+        let users = answer.extra.clone();
+        update(&mut state, Duration::ZERO, Event::Data(answer));
+        press_all(&mut state, &[Down, Down, Enter]);
+        assert_eq!(state.user.as_deref(), Some("www-data"));
+        state.snapshot.as_mut().expect("some").extra = users;
+        press_all(&mut state, &[Char('u')]);
+        type_in(&mut state, "we");
+        press_all(&mut state, &[Enter]);
+        assert_eq!(state.user.as_deref(), Some("web"));
+        press_all(&mut state, &[Char('u'), Enter]);
+        assert_eq!(state.user, None);
+    }
+
+    #[test]
+    fn control_keys_work_everywhere() {
+        for open in [Char('u'), Char('/'), F(4), F(6), Char('h'), Enter, Char('k'), Char('=')] {
+            let mut state = state_with(procs(5));
+            press(&mut state, open);
+            let control = |c| Event::Key(KeyEvent::new(Char(c), KeyModifiers::CONTROL));
+            assert_eq!(update(&mut state, Duration::ZERO, control('z')), Some(Effect::Suspend));
+            assert_eq!(update(&mut state, Duration::ZERO, control('l')), Some(Effect::Redraw));
+            assert_eq!(update(&mut state, Duration::ZERO, control('c')), Some(Effect::Quit));
+        }
+    }
+
+    #[test]
+    fn the_delay_has_limits() {
+        let mut state = state_with(procs(1));
+        (0..30).for_each(|_| press_all(&mut state, &[Char('+')]));
+        assert_eq!(state.delay, DELAY_MAX);
+        (0..60).for_each(|_| press_all(&mut state, &[Char('-')]));
+        assert_eq!(state.delay, DELAY_MIN);
+    }
+}

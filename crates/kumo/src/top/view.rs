@@ -438,3 +438,273 @@ fn kill_box(state: &State, frame: &mut Frame<'_>, kill: &Kill) {
     };
     list(frame, below, &lines, kill.cursor, theme);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::data::tests::{BOOT, host, proc, snapshot};
+    use super::super::data::{Detail, Extra};
+    use super::super::update::{Event, update};
+    use super::*;
+    use crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
+    use ratatui::Terminal;
+    use ratatui::backend::TestBackend;
+    use serde_json::json;
+    use std::time::Duration;
+
+    /// What `state` looks like, line by line, without the blanks at the ends.
+    fn screen(state: &State) -> Vec<String> {
+        let (width, height) = state.size;
+        let mut terminal = Terminal::new(TestBackend::new(width, height)).expect("memory");
+        terminal.draw(|frame| draw(state, frame)).expect("memory takes everything");
+        let buffer = terminal.backend().buffer();
+        let line = |y: u16| {
+            // A character of two columns is followed by a cell that holds nothing.
+            let mut text = String::new();
+            let mut hidden = 0;
+            for x in 0..width {
+                let symbol = buffer[(x, y)].symbol();
+                if hidden == 0 {
+                    text.push_str(symbol);
+                    hidden = text::columns(symbol).saturating_sub(1);
+                } else {
+                    hidden -= 1;
+                }
+            }
+            text.trim_end().to_owned()
+        };
+        (0..height).map(line).collect()
+    }
+
+    fn state_of(size: (u16, u16)) -> State {
+        let mut state = State::new(size, Duration::from_secs(1));
+        state.boot_id_here = Some(BOOT.to_owned());
+        let row = |pid: i32, ppid: i32, user: &str, cpu: f64, command: &str| {
+            let columns = json!({
+                "user": user, "priority": 20, "nice": 0, "vsize": 12_900_000, "rss": 2_097_152,
+                "shared": 1_048_576, "state": "S", "threads": 3, "cpu": cpu, "mem": 1.5,
+                "time": 75.5, "cmdline": command,
+            });
+            proc(pid, ppid, &columns)
+        };
+        let rows = vec![
+            row(4711, 1, "www-data", 99.5, "nginx: worker process"),
+            row(1, 0, "root", 0.0, "/sbin/init"),
+            row(4712, 1, "eve", 0.3, "\u{1b}[31mred\nline\u{202e}drow\u{7}"),
+            row(4713, 4711, "日本語日本語", 0.1, "日本語のコマンド"),
+        ];
+        let answer = snapshot(state.request(), rows);
+        update(&mut state, Duration::ZERO, Event::Data(answer));
+        state
+    }
+
+    fn press(state: &mut State, codes: &[KeyCode]) {
+        for code in codes {
+            let key = KeyEvent::new(*code, KeyModifiers::NONE);
+            update(state, state.now, Event::Key(key));
+        }
+    }
+
+    #[test]
+    fn a_terminal_of_80_by_24() {
+        let lines = screen(&state_of((80, 24)));
+        // The exact blanks are the business of the terminal's width; the words are ours.
+        let words = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(words(&lines[0]).starts_with("web-1 load 0.52 0.58 0.59"), "{}", lines[0]);
+        assert!(words(&lines[0]).ends_with("as of 03:04:05Z, 0 s ago"), "{}", lines[0]);
+        let tasks =
+            "Tasks 312  running 2  sleeping 309  in I/O 0  stopped 0  zombie 1  threads 840";
+        assert_eq!(lines[1], tasks);
+        assert!(lines[2].contains("50.0%]") && lines[2].ends_with("4.0G/16.0G]"), "{}", lines[2]);
+        assert!(lines[3].starts_with("    user 25.0  system 25.0"), "{}", lines[3]);
+        assert!(lines[4].starts_with("0 [|") && lines[4].contains("1 ["), "{}", lines[4]);
+        assert_eq!(lines[5], "Pressure  cpu 12.5%");
+        let heading =
+            "  PID USER      PR  NI  VIRT   RES   SHR S  THR  %CPU %MEM     TIME+ COMMAND";
+        assert_eq!(lines[6], heading);
+        let first =
+            " 4711 www-data  20   0 12.3M  2.0M  1.0M S    3  99.5  1.5   1:15.50 nginx: wor…";
+        assert_eq!(lines[7], first);
+        assert!(lines[23].starts_with("F1 Help F10 Quit F9 Kill"), "{}", lines[23]);
+    }
+
+    #[test]
+    fn a_terminal_of_40_by_10() {
+        let lines = screen(&state_of((40, 10)));
+        let want = [
+            "web-1  load 0.52 0.58 0.59       0 s ago",
+            "CPU 50.0%  mem 25%  run 2  tasks 312",
+            "  PID   RES S  %CPU %MEM COMMAND",
+            " 4711  2.0M S  99.5  1.5 nginx: worker …",
+            "    1  2.0M S   0.0  1.5 /sbin/init",
+            " 4712  2.0M S   0.3  1.5 \\x1b[31mred\\nl…",
+            " 4713  2.0M S   0.1  1.5 日本語のコマン…",
+            "",
+            "",
+            "F1 Help F10 Quit F9 Kill F3 Search",
+        ];
+        assert_eq!(lines, want);
+    }
+
+    #[test]
+    fn nothing_of_a_hostile_name_reaches_the_terminal() {
+        for width in [40, 80, 200] {
+            let mut state = state_of((width, 24));
+            for keys in [&[][..], &[KeyCode::Char('k')], &[KeyCode::Enter]] {
+                state.selected = Some(state.rows()[2].id);
+                press(&mut state, keys);
+                let text = screen(&state).join("");
+                let bad = text.chars().find(|c| c.is_control() || *c == '\u{202e}');
+                assert_eq!(bad, None, "{text:?}");
+                press(&mut state, &[KeyCode::Esc]);
+            }
+        }
+        let wide = screen(&state_of((200, 24))).join("\n");
+        assert!(wide.contains(r"\x1b[31mred\nline\u{202e}drow\x07"), "{wide}");
+    }
+
+    #[test]
+    fn no_size_and_no_mode_breaks_it() {
+        let opened: [&[KeyCode]; 9] = [
+            &[],
+            &[KeyCode::Char('h')],
+            &[KeyCode::F(6)],
+            &[KeyCode::Char('u')],
+            &[KeyCode::Char('/')],
+            &[KeyCode::F(4), KeyCode::Char('>'), KeyCode::Enter],
+            &[KeyCode::Down, KeyCode::Enter],
+            &[KeyCode::Down, KeyCode::Char('k')],
+            &[KeyCode::Down, KeyCode::Char('k'), KeyCode::Enter],
+        ];
+        for keys in opened {
+            for (width, height) in
+                [(0, 0), (1, 1), (2, 3), (5, 2), (10, 4), (40, 10), (80, 24), (33, 60), (300, 100)]
+            {
+                let mut state = state_of((120, 40));
+                press(&mut state, keys);
+                update(&mut state, Duration::ZERO, Event::Resize(width, height));
+                update(&mut state, Duration::ZERO, Event::Failed("out of\nreach".to_owned()));
+                assert_eq!(screen(&state).len(), usize::from(height), "{keys:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_question_names_whom_and_what() {
+        for width in [40, 80, 120] {
+            let mut state = state_of((width, 24));
+            let down = KeyCode::Down;
+            press(&mut state, &[down, KeyCode::Char('k'), KeyCode::Char('9'), KeyCode::Enter]);
+            let text = screen(&state).join("\n");
+            let words: Vec<&str> = text.split(|c: char| c.is_whitespace() || c == '│').collect();
+            for word in ["SIGKILL", "4711", "www-data?", "nginx:", "4711@4711000000000"] {
+                assert!(words.contains(&word), "no {word:?} in\n{text}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_process_that_ended_under_the_question_is_said_to_have() {
+        let mut state = state_of((80, 24));
+        press(&mut state, &[KeyCode::Down, KeyCode::Char('k')]);
+        let mut answer = snapshot(state.request(), Vec::new());
+        answer.watched_lives = Some(false);
+        update(&mut state, Duration::ZERO, Event::Data(answer));
+        let text = screen(&state).join("\n");
+        assert!(text.contains("Process 4711 of www-data has ended."), "{text}");
+        assert!(text.contains("Nothing was sent."), "{text}");
+    }
+
+    #[test]
+    fn the_tree_is_drawn_before_the_command() {
+        let mut state = state_of((120, 24));
+        press(&mut state, &[KeyCode::Char('t')]);
+        let commands: Vec<String> = screen(&state)[7..11]
+            .iter()
+            .map(|line| line.split("1:15.50 ").nth(1).expect("a command").to_owned())
+            .collect();
+        assert_eq!(
+            commands,
+            [
+                "/sbin/init",
+                "├─ nginx: worker process",
+                "│  └─ 日本語のコマンド",
+                "└─ \\x1b[31mred\\nline\\u{202e}drow\\x07"
+            ]
+        );
+    }
+
+    #[test]
+    fn what_is_hidden_and_what_went_wrong_is_said() {
+        let mut state = state_of((80, 24));
+        press(&mut state, &[KeyCode::F(4)]);
+        for c in "cpu > 1.0".chars() {
+            press(&mut state, &[KeyCode::Char(c)]);
+        }
+        press(&mut state, &[KeyCode::Enter]);
+        let now = Duration::from_secs(12);
+        update(&mut state, now, Event::Failed("cannot reach the node".to_owned()));
+        let text = screen(&state).join("\n");
+        for words in [
+            "Showing 4 of 312  where cpu > 1.0  (= shows all)",
+            "no news for 12 s: cannot reach the node",
+            "OLD, as of 03:04:05Z, 12 s ago",
+        ] {
+            assert!(text.contains(words), "no {words:?} in\n{text}");
+        }
+    }
+
+    #[test]
+    fn many_cpus_take_few_lines() {
+        for (cpus, lines) in [(1, 0), (2, 1), (4, 1), (16, 4), (256, 4)] {
+            let mut state = state_of((80, 24));
+            state.snapshot.as_mut().expect("some").host = Some(host(cpus));
+            let rows = state.table_rows();
+            assert_eq!(rows, 24 - 5 - 2 - lines, "for {cpus} CPUs");
+            let text = screen(&state).join("\n");
+            assert_eq!(text.contains('▄') || text.contains('▁'), cpus == 256, "{text}");
+        }
+    }
+
+    #[test]
+    fn details_show_every_column_and_the_relatives() {
+        let mut state = state_of((100, 60));
+        press(&mut state, &[KeyCode::Down, KeyCode::Enter]);
+        let everybody: Vec<Proc> = state
+            .rows()
+            .iter()
+            .map(|proc| {
+                let mut row = proc.row().clone();
+                row.insert("comm".to_owned(), json!(format!("name{}", proc.id.pid)));
+                Proc::new(row).expect("a row with an identity")
+            })
+            .collect();
+        let mut answer = snapshot(state.request(), state.rows().to_vec());
+        let detail = Detail::new(everybody[0].id, vec![everybody[0].clone()], &everybody);
+        answer.extra = Extra::Detail(Box::new(detail));
+        update(&mut state, Duration::ZERO, Event::Data(answer));
+        let all: Vec<String> = detail::lines(&state).iter().map(ToString::to_string).collect();
+        let all = all.join("\n");
+        let listed = |column: &Column| all.contains(&format!("\n  {} ", column.spec().name));
+        for column in Column::ALL.iter().skip(Column::Id.index()) {
+            assert!(listed(column), "no {column:?} in\n{all}");
+        }
+        for words in ["2.0M (2097152 bytes)", "root       name1", "Children: 1", "name4713"] {
+            assert!(all.contains(words), "no {words:?} in\n{all}");
+        }
+        assert!(screen(&state)[0].starts_with("process 4711  1-58 of "));
+    }
+
+    #[test]
+    fn without_colours_none_is_used() {
+        let mut state = state_of((80, 24));
+        state.color = false;
+        press(&mut state, &[KeyCode::Down]);
+        let mut terminal = Terminal::new(TestBackend::new(80, 24)).expect("memory");
+        terminal.draw(|frame| draw(&state, frame)).expect("memory takes everything");
+        let plain = |style: Style| {
+            let reset = |color| matches!(color, None | Some(ratatui::style::Color::Reset));
+            reset(style.fg) && reset(style.bg)
+        };
+        assert!(terminal.backend().buffer().content.iter().all(|cell| plain(cell.style())));
+    }
+}
