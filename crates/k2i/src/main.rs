@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Parser;
-use k2i::http::serve::{Bound, Listen, StopSignals, check_exposure};
+use k2i::http::serve::{Bound, Listen, StopSignals, check_exposure, runtime};
 use k2i::http::tls::{TlsFiles, load};
 use k2i::http::{Api, router};
 use k2i::{CollectorChoice, Engine, EngineConfig, host};
@@ -101,7 +101,7 @@ fn run(options: Options) -> Result<(), Box<dyn Error>> {
     let collector = engine.rungs().iter().find(|rung| rung.chosen);
     let collector = collector.map_or("none", |rung| rung.collector.as_str()).to_owned();
 
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let runtime = runtime()?;
     runtime.block_on(async {
         let mut signals = StopSignals::listen()?;
         let bound = match &options.listen {

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use k2i::http::serve::{BindError, Bound, Exposed, Listen, StopSignals, check_exposure};
+use k2i::http::serve::{BindError, Bound, Exposed, Listen, StopSignals, check_exposure, runtime};
 use k2i::http::tls::{TlsError, TlsFiles, load};
 use k2i::http::{Api, router};
 use k2i::{CollectorChoice, Engine, EngineConfig, OpenError};
@@ -114,11 +114,7 @@ impl Node {
             dc: config.dc,
             host: config.host,
         })?);
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .thread_name("kumo-node")
-            .enable_all()
-            .build()
-            .map_err(StartError::Runtime)?;
+        let runtime = runtime().map_err(StartError::Runtime)?;
         let (stop, stopping) = watch::channel(false);
         let apis = [Api::new(Arc::clone(&engine)), Api::new(Arc::clone(&engine))];
         let socket = socket_path(&config.dirs.run);

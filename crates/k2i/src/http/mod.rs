@@ -57,7 +57,7 @@ pub struct Api {
 }
 
 impl Api {
-    /// The API of one engine.
+    /// An API over an engine, with places of its own: clients of one cannot fill those of another.
     pub fn new(engine: Arc<Engine>) -> Arc<Api> {
         let places = Arc::new(Semaphore::new(ANSWERS_MAX));
         Arc::new(Api { engine, places, requests: AtomicU64::new(0) })

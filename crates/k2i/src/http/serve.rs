@@ -25,6 +25,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream};
+use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Instant, Sleep, sleep, timeout};
@@ -463,6 +464,21 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Impatient<S> {
         let outcome = Pin::new(&mut self.stream).poll_shutdown(context);
         self.judge(outcome, context)
     }
+}
+
+/// Threads where blocking is fine: one for each answer under way, and some for the rest.
+const BLOCKING_THREADS_MAX: usize = super::ANSWERS_MAX + 8;
+
+/// A runtime to serve in, with as many threads as there are answers at once and no more.
+///
+/// # Errors
+/// When the system lets us start no threads or open no descriptors.
+pub fn runtime() -> io::Result<Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .thread_name("k2i-serve")
+        .max_blocking_threads(BLOCKING_THREADS_MAX)
+        .enable_all()
+        .build()
 }
 
 /// SIGINT and SIGTERM, which end a server instead of its process from now on.
