@@ -154,7 +154,7 @@ pub enum QueryError {
 }
 
 fn hint(closest: &Option<&'static str>) -> String {
-    closest.map(|name| format!("; did you mean `{name}`?")).unwrap_or_default()
+    closest.map(|name| format!(" (did you mean `{name}`?)")).unwrap_or_default()
 }
 
 impl Query {

@@ -63,11 +63,8 @@ pub struct Ps {
     #[arg(short, long, value_name = "SECS", num_args = 0..=1, default_missing_value = "1")]
     watch: Option<Seconds>,
     /// List every column with its kind, its unit and its meaning
-    #[arg(long)]
-    columns_list: bool,
-    /// The same as --columns-list
-    #[arg(long = "columns", hide = true)]
-    columns_listed: bool,
+    #[arg(long = "columns", alias = "columns-list")]
+    list_columns: bool,
     /// Print no line of headings
     #[arg(long)]
     no_header: bool,
@@ -131,7 +128,7 @@ Examples:
   kumo ps --sort -rss -n 10                      the ten largest
   kumo ps --filter 'cpu > 50.0'                  who is busy
   kumo ps --filter 'user == \"www-data\" && cmdline.contains(\"php\")'
-  kumo ps -o pid,user,container,cmdline +exe     chosen columns; --columns-list names them
+  kumo ps -o pid,user,container,cmdline +exe     chosen columns; --columns names them
   kumo ps --group user -o 'user,count(),sum(rss)' --sort '-sum(rss)'
   kumo ps --tree                                 who started whom
   kumo ps --json | jq '.rows[].pid'              for programs
@@ -164,7 +161,7 @@ pub fn run(args: &Ps, source: &Source, out: &mut Output) -> Result<Exit, Command
 
 /// Whether it only lists columns, for which nothing is asked.
 pub fn lists_columns(args: &Ps) -> bool {
-    args.columns_list || args.columns_listed
+    args.list_columns
 }
 
 /// Lists every column.

@@ -223,9 +223,10 @@ pub fn lines<'r>(
                 (false, false) => line.extend([styled.as_str(), &pad]),
                 (false, true) => line.push_str(&styled),
             }
-            at += if is_last { cell.columns } else { cell.columns + pad.len() + 1 };
-            if !is_last {
+            at += cell.columns + pad.len();
+            if !is_last && style.width_max.is_none_or(|max| at < max) {
                 line.push(' ');
+                at += 1;
             }
         }
         line
@@ -337,7 +338,7 @@ mod tests {
     fn a_long_cell_that_is_not_the_last_is_cut_on_a_terminal_only() {
         let processes = json!([{"cmdline": "y".repeat(50), "pid": 7}]);
         let wide = drawn("cmdline,pid", processes.clone(), None);
-        assert!(wide.ends_with(&format!("{} 7", "y".repeat(50))), "{wide}");
+        assert!(wide.ends_with(&format!("{}   7", "y".repeat(50))), "{wide}");
         let cut = drawn("cmdline,pid", processes, Some(80));
         assert!(cut.ends_with(&format!("{}…   7", "y".repeat(39))), "{cut}");
     }

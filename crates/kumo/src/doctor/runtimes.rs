@@ -30,7 +30,7 @@ pub(super) const PROGRAMS: &[Program] = &[
     Program {
         name: "crun",
         names: &["crun"],
-        why: "containers that start in half the time of runc's",
+        why: "containers by a small OCI runtime in C",
         get: "apt install crun",
     },
     Program {
