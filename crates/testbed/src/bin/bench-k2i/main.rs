@@ -32,13 +32,13 @@ struct Args {
     /// Numbers of processes, one table each
     #[arg(long, value_delimiter = ',', default_values_t = [300, 3_000, 10_000])]
     processes: Vec<usize>,
-    /// Rounds for each number of processes
-    #[arg(long, default_value_t = 11)]
-    rounds: usize,
-    /// Watch once a second for this many seconds; 0 leaves it out
-    #[arg(long, default_value_t = 30)]
-    watch_s: u64,
-    /// A first impression: 3 rounds, 5 seconds, nothing written
+    /// Rounds for each number of processes [default: 11]
+    #[arg(long)]
+    rounds: Option<usize>,
+    /// Watch once a second for this many seconds; 0 leaves it out [default: 30]
+    #[arg(long)]
+    watch_s: Option<u64>,
+    /// A first impression: 3 rounds and 5 seconds by default, nothing written
     #[arg(long)]
     quick: bool,
     /// Measure ps and ourselves only
@@ -64,17 +64,21 @@ fn main() -> ExitCode {
 
 fn run(mut args: Args) -> io::Result<()> {
     if args.quick {
-        (args.rounds, args.watch_s) = (3, 5);
+        args.rounds.get_or_insert(3);
+        args.watch_s.get_or_insert(5);
         args.document = PathBuf::from("-");
     }
+    let rounds = args.rounds.unwrap_or(11);
+    let watch = Duration::from_secs(args.watch_s.unwrap_or(30));
     let programs = match &args.programs {
         Some(folder) => folder.clone(),
         None => std::env::current_exe()?.parent().unwrap_or(Path::new(".")).to_owned(),
     };
-    let mut text = heading(&args);
+    let mut text = heading(rounds);
     println!("{text}");
     for processes in &args.processes {
-        let tables = report::tables(&measure(*processes, &args, &programs)?);
+        let round = measure(*processes, &programs, rounds, watch, !args.no_peers)?;
+        let tables = report::tables(&round);
         println!("{tables}");
         text += "\n";
         text += &tables;
@@ -87,7 +91,7 @@ fn run(mut args: Args) -> io::Result<()> {
     Ok(())
 }
 
-fn heading(args: &Args) -> String {
+fn heading(rounds: usize) -> String {
     let command: Vec<String> = std::env::args().skip(1).collect();
     let arguments = match command.join(" ") {
         none if none.is_empty() => String::new(),
@@ -96,14 +100,19 @@ fn heading(args: &Args) -> String {
     let date = machine::output_of("date", &["-u", "+%F"]).unwrap_or_default();
     let commit = machine::output_of("git", &["rev-parse", "--short", "HEAD"]).unwrap_or_default();
     format!(
-        "`make bench-k2i{arguments}`, {date}, commit {commit}: {} rounds each.\n\nMachine: {}.\n",
-        args.rounds,
+        "`make bench-k2i{arguments}`, {date}, commit {commit}: {rounds} rounds each.\n\nMachine: {}.\n",
         machine::describe(),
     )
 }
 
 /// Everything for one number of processes.
-fn measure(processes: usize, args: &Args, programs: &Path) -> io::Result<Round> {
+fn measure(
+    processes: usize,
+    programs: &Path,
+    rounds: usize,
+    watch: Duration,
+    with_peers: bool,
+) -> io::Result<Round> {
     eprintln!("bench-k2i: starting {processes} processes");
     let crowd = Zoo::crowd(processes, Mix::default());
     let cpu = machine::last_cpu()?;
@@ -111,13 +120,13 @@ fn measure(processes: usize, args: &Args, programs: &Path) -> io::Result<Round> 
         machine::pin(cpu)?;
         let (ours, servers) = cases::ours(programs);
         let mut all = ours;
-        let peers = if args.no_peers { Vec::new() } else { cases::peers(&mut all) };
+        let peers = if with_peers { cases::peers(&mut all) } else { Vec::new() };
         for case in &all {
             case.check(&crowd).map_err(|error| named(&case.name, &error))?;
         }
-        let timed = time_all(&all, args.rounds)?;
+        let timed = time_all(&all, rounds)?;
         drop(peers);
-        let watched = watch_all(programs, Duration::from_secs(args.watch_s))?;
+        let watched = watch_all(programs, watch)?;
         drop(servers);
         Ok(Round { processes, timed, watched })
     };
@@ -165,7 +174,7 @@ fn watch_all(programs: &Path, wall_min: Duration) -> io::Result<Vec<Watched>> {
     for (name, mut command) in cases::watchers() {
         watched.push((name, Server::plain(&mut command)?, None));
     }
-    let gone = || io::Error::other("a watched program ended");
+    let gone = |name: &str| io::Error::other(format!("{name} ended while it was watched"));
     let ask_all = |watched: &[(String, Server, Option<String>)]| -> io::Result<()> {
         for (name, server, path) in watched {
             if let Some(path) = path {
@@ -180,7 +189,7 @@ fn watch_all(programs: &Path, wall_min: Duration) -> io::Result<Vec<Watched>> {
     let began = Instant::now();
     let before: Vec<Duration> = watched
         .iter()
-        .map(|(_, server, _)| machine::cpu_time(server.pid()).ok_or_else(gone))
+        .map(|(name, server, _)| machine::cpu_time(server.pid()).ok_or_else(|| gone(name)))
         .collect::<io::Result<_>>()?;
     let mut next = began;
     while began.elapsed() < wall_min {
@@ -190,8 +199,9 @@ fn watch_all(programs: &Path, wall_min: Duration) -> io::Result<Vec<Watched>> {
     }
     let wall = began.elapsed();
     let finish = |((name, server, _), before): ((String, Server, Option<String>), Duration)| {
-        let cpu = machine::cpu_time(server.pid()).ok_or_else(gone)?.saturating_sub(before);
-        let resident_kib = machine::resident_kib(server.pid()).ok_or_else(gone)?;
+        let cpu = machine::cpu_time(server.pid()).ok_or_else(|| gone(&name))?;
+        let cpu = cpu.saturating_sub(before);
+        let resident_kib = machine::resident_kib(server.pid()).ok_or_else(|| gone(&name))?;
         Ok(Watched { name, cpu, wall, resident_kib })
     };
     watched.into_iter().zip(before).map(finish).collect()

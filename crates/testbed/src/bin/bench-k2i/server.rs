@@ -1,6 +1,6 @@
 //! A server under test, owned: killed and reaped when it is dropped.
 
-use std::io::{self, BufRead, BufReader, Error, Read};
+use std::io::{self, BufRead, BufReader, Error};
 use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -27,23 +27,29 @@ impl Server {
         command.args(["--listen", "127.0.0.1:0", "--collector", collector]);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn()?;
-        let mut said = String::new();
-        if let Some(stdout) = child.stdout.take() {
-            BufReader::new(stdout).read_line(&mut said)?;
-        }
-        let Some(address) = address_in(&said) else {
-            let _ = child.kill();
-            if let Some(mut stderr) = child.stderr.take() {
-                stderr.read_to_string(&mut said)?;
+        let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+        let mut server = Server { child, address: SocketAddr::from(([127, 0, 0, 1], 0)) };
+        let (sender, receiver) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let mut said = String::new();
+            stdout.map(|stdout| BufReader::new(stdout).read_line(&mut said));
+            // Nobody listens any more when this took too long.
+            let _ = sender.send(said);
+        });
+        let said = receiver.recv_timeout(START_WAIT_MAX).map_err(Error::other)?;
+        match (address_in(&said), stderr) {
+            (Some(address), Some(mut stderr)) => {
+                server.address = address;
+                // A full pipe would stop the server.
+                std::thread::spawn(move || io::copy(&mut stderr, &mut io::sink()));
+                Ok(server)
             }
-            child.wait()?;
-            return Err(Error::other(said.trim().to_owned()));
-        };
-        if let Some(mut stderr) = child.stderr.take() {
-            // A full pipe would stop the server.
-            std::thread::spawn(move || io::copy(&mut stderr, &mut io::sink()));
+            (_, stderr) => {
+                drop(server);
+                let why = stderr.map(io::read_to_string).transpose()?.unwrap_or_default();
+                Err(Error::other(format!("{said}{why}").trim().to_owned()))
+            }
         }
-        Ok(Server { child, address })
     }
 
     /// Starts a peer and waits until it answers `path`.
@@ -67,7 +73,8 @@ impl Server {
 
     /// Starts a program that has no address and works by itself.
     pub(crate) fn plain(command: &mut Command) -> io::Result<Server> {
-        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        // netdata's plugin ends when its standard input does.
+        let child = command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
         Ok(Server { child: child.spawn()?, address: SocketAddr::from(([127, 0, 0, 1], 0)) })
     }
 
