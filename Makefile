@@ -25,7 +25,8 @@ build: ## Build the release binaries kumo and k2i
 
 test: ## Install what the tests need and run all of them
 	@scripts/install-deps test
-	scripts/build-bpf --check
+	@# It ends with 2 when its compiler is not there; then the committed object is taken as it is.
+	@crates/k2i/bpf/build --check || [ $$? = 2 ]
 	$(CARGO) test --workspace --locked
 
 bench-k2i: ## Compare our process table with ps and others; writes docs/BENCHMARKS.md
