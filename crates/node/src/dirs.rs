@@ -115,9 +115,11 @@ mod tests {
     use std::fs::Permissions;
     use std::os::unix::fs::{PermissionsExt, symlink};
 
+    type Variables = &'static [(&'static str, &'static str)];
+
     #[test]
     fn defaults() {
-        let cases: [(u32, &[(&str, &str)], &str, &str); 5] = [
+        let cases: [(u32, Variables, &str, &str); 5] = [
             (0, &[("HOME", "/root"), ("XDG_RUNTIME_DIR", "/x")], "/var/lib/kumo", "/run/kumo"),
             (7, &[("HOME", "/h"), ("XDG_RUNTIME_DIR", "/r")], "/h/.local/state/kumo", "/r/kumo"),
             (7, &[("HOME", "/h"), ("XDG_STATE_HOME", "/s")], "/s/kumo", "/tmp/kumo-7"),

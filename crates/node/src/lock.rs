@@ -17,7 +17,7 @@ pub enum LockError {
     /// Another node has it.
     #[error(
         "a node already runs on {}{}; stop it first, or give this one its own --state-dir and --run-dir",
-        dir.display(), of(.pid)
+        dir.display(), of(*.pid)
     )]
     Held {
         /// The directory.
@@ -35,7 +35,7 @@ pub enum LockError {
     },
 }
 
-fn of(pid: &Option<u32>) -> String {
+fn of(pid: Option<u32>) -> String {
     pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default()
 }
 

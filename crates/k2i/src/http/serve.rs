@@ -120,7 +120,7 @@ pub fn check_exposure(address: SocketAddr, tls: bool) -> Result<(), Exposed> {
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
     /// Somebody else has the port.
-    #[error("{address} is taken{}; stop that, or listen elsewhere with --listen", by(.holder))]
+    #[error("{address} is taken{}; stop that, or listen elsewhere with --listen", by(.holder.as_deref()))]
     Taken {
         /// The address.
         address: SocketAddr,
@@ -151,8 +151,8 @@ pub enum BindError {
     },
 }
 
-fn by(holder: &Option<String>) -> String {
-    holder.as_ref().map(|holder| format!(" by {holder}")).unwrap_or_default()
+fn by(holder: Option<&str>) -> String {
+    holder.map(|holder| format!(" by {holder}")).unwrap_or_default()
 }
 
 /// A listener, ready to be served.

@@ -320,6 +320,12 @@ struct Link {
     ppid: i32,
 }
 
+/// A step of writing a tree: a process begins, or one ends.
+enum Step {
+    Open(i32),
+    Close,
+}
+
 /// Nests rows, one JSON object a line, below the one of `root`; `None` if that is not among them.
 /// Below [`TREE_DEPTH_MAX`] generations descendants are only counted, as `descendants_left_out`.
 fn write_tree(root: i32, rows: &[u8]) -> Option<Vec<u8>> {
@@ -333,11 +339,6 @@ fn write_tree(root: i32, rows: &[u8]) -> Option<Vec<u8>> {
     }
     let mut children = children_of(&parents);
     let mut out = Vec::with_capacity(rows.len() + 32 * by_pid.len());
-    // Each step opens one process, or closes one. A stack on the heap: trees may be deep.
-    enum Step {
-        Open(i32),
-        Close,
-    }
     by_pid.get(&root)?;
     let mut steps = vec![Step::Open(root)];
     let mut depth = 0;
