@@ -4,6 +4,7 @@ use std::error::Error;
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::str::FromStr as _;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -58,7 +59,7 @@ struct Options {
     #[arg(long, value_name = "NAME", default_value = "local")]
     dc: String,
     /// What to log on standard error: error, warn, info, debug, or a filter such as k2i=debug
-    #[arg(long, value_name = "FILTER", default_value = "info")]
+    #[arg(long, value_name = "FILTER", default_value = "info", value_parser = EnvFilter::from_str)]
     log: EnvFilter,
 }
 

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::str::FromStr as _;
 use std::time::Duration;
 
 use k2i::http::serve::Listen;
@@ -60,7 +61,7 @@ pub struct Up {
     insecure: bool,
     /// What to log on standard error: error, warn, info, debug, or a filter such as k2i=debug; warn
     /// under the live view, else info
-    #[arg(long, value_name = "FILTER")]
+    #[arg(long, value_name = "FILTER", value_parser = EnvFilter::from_str)]
     log: Option<EnvFilter>,
     /// Show two lines about the node and the host, each second: auto is on a terminal
     #[arg(long, value_name = "WHEN", default_value = "auto")]

@@ -175,7 +175,9 @@ impl Node {
             StopSignals::listen()?
         };
         runtime.spawn(async move {
-            tracing::info!("{}: stopping", signals.next().await);
+            // Not within the macro: it would wait only where the line is logged.
+            let name = signals.next().await;
+            tracing::info!("{name}: stopping");
             stop.send_replace(true);
         });
         Ok(())
