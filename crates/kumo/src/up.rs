@@ -38,7 +38,7 @@ pub struct Up {
     /// What must survive a restart; by default /var/lib/kumo, or ~/.local/state/kumo for users
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
-    /// The socket for the other subcommands; by default /run/kumo, or $XDG_RUNTIME_DIR/kumo for users
+    /// The socket for the other subcommands; by default /run/kumo, or `$XDG_RUNTIME_DIR/kumo` for users
     #[arg(long, value_name = "DIR")]
     run_dir: Option<PathBuf>,
     /// How to read the process table: auto, iter.s, iter or proc
