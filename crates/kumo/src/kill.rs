@@ -236,7 +236,7 @@ fn choose(
     out: &mut Output,
 ) -> Result<Option<Vec<Named>>, CommandError> {
     let text = QueryText {
-        columns: Some("id,user,cpu,start,cmdline".to_owned()),
+        columns: Some("id,user,rss,start,cmdline".to_owned()),
         filter: Some(format!("pid != {own} && (\n{filter}\n)")),
         ..QueryText::default()
     };

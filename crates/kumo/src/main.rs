@@ -42,16 +42,19 @@ mod up;
 #[command(name = "kumo", version, propagate_version = true, max_term_width = 100)]
 #[command(after_help = EXAMPLES)]
 struct Cli {
-    /// When to use colour
-    #[arg(long, global = true, value_name = "WHEN", default_value_t, hide_default_value = true)]
-    #[arg(value_enum)]
+    /// When to use colour: auto (on a terminal, unless `NO_COLOR` is set), always or never
+    #[arg(long, global = true, value_name = "WHEN", default_value_t, value_enum)]
+    #[arg(hide_default_value = true, hide_possible_values = true, help_heading = EVERYWHERE)]
     color: ColorChoice,
     /// Say where answers come from
-    #[arg(short, long, global = true)]
+    #[arg(short, long, global = true, help_heading = EVERYWHERE)]
     verbose: bool,
     #[command(subcommand)]
     command: Command,
 }
+
+/// Heading of the options that every subcommand has.
+const EVERYWHERE: &str = "Everywhere";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -95,7 +98,7 @@ fn main() -> ExitCode {
         Err(error) => {
             // What was written before belongs in front of it; that it may fail too adds nothing.
             out.flush().ok();
-            writeln!(io::stderr(), "kumo: {}", text::visible(&chain(&error))).ok();
+            print(&error);
             error.exit().into()
         }
     }
@@ -123,18 +126,61 @@ fn open(cli: &Cli, args: &SourceArgs, out: &mut Output) -> Result<Source, Comman
     Ok(source)
 }
 
-/// An error and what caused it, each once, in one line.
+/// Prints an error, and below it what caused it. That standard error fails is told to nobody.
+fn print(error: &CommandError) {
+    let mut lines = causes(error).into_iter();
+    let first = lines.next().unwrap_or_default();
+    let mut stderr = io::stderr().lock();
+    writeln!(stderr, "kumo: {}", text::visible(&first)).ok();
+    for line in lines {
+        writeln!(stderr, "  because: {}", text::visible(&line)).ok();
+    }
+}
+
+/// An error and what caused it, in one line.
 fn chain(error: &dyn Error) -> String {
-    let mut said = error.to_string();
+    let causes = causes(error);
+    match causes.split_first() {
+        Some((said, [])) => said.clone(),
+        Some((said, causes)) => format!("{said} ({})", causes.join(": ")),
+        None => String::new(),
+    }
+}
+
+/// What an error and each of its sources say, but for what was said before.
+fn causes(error: &dyn Error) -> Vec<String> {
+    let mut causes = vec![error.to_string()];
     let mut source = error.source();
     while let Some(cause) = source {
-        let cause_said = cause.to_string();
-        // A transparent error repeats its source; so do some of the libraries' own.
-        if !said.contains(&cause_said) {
-            said.push_str(": ");
-            said.push_str(&cause_said);
+        let said = cause.to_string();
+        // Some of the libraries' own errors repeat their source.
+        if !causes.iter().any(|before| before.contains(&said)) {
+            causes.push(said);
         }
         source = cause.source();
     }
-    said
+    causes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn causes_are_told_once() {
+        let refused = io::Error::from(io::ErrorKind::ConnectionRefused);
+        let node = source::NodeAddress::Http("a:1".to_owned());
+        let error = source::SourceError::Unreachable { node, source: refused };
+        let error = CommandError::from(error);
+        let causes = causes(&error);
+        assert_eq!(causes.len(), 2, "{causes:?}");
+        assert!(causes[0].contains("http://a:1"));
+        assert_eq!(causes[1], "connection refused");
+        assert!(chain(&error).ends_with(" (connection refused)"));
+    }
 }

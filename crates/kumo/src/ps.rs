@@ -71,8 +71,9 @@ pub struct Ps {
     /// Cut no line to the width of the terminal
     #[arg(long, short = 'W')]
     wide: bool,
-    /// How to write sizes. Without it: human on a terminal, kib into a pipe, as `ps` does
-    #[arg(long, value_name = "STYLE")]
+    /// How to write sizes: human (9.8K, 12.3M), kib (as `ps` does) or bytes. Without it: human on a
+    /// terminal, kib into a pipe
+    #[arg(long, value_name = "STYLE", hide_possible_values = true)]
     sizes: Option<SizeStyle>,
     /// Where to ask.
     #[command(flatten)]
