@@ -8,8 +8,8 @@ use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
-use k2i::CollectorChoice;
 use k2i::signal::{Signal, SignalError, Target};
+use k2i::{CollectorChoice, CollectorKind};
 use kumo_abi::proc::{COLUMNS_DEFAULT, PROC};
 use kumo_abi::{IdentityError, ProcessId, Query, QueryText, Row};
 use kumo_sys::Ended;
@@ -242,7 +242,7 @@ fn choose(
     };
     let query = Query::parse(&text, &PROC, COLUMNS_DEFAULT)?;
     let columns = Column::of(&query);
-    let source = Source::direct(CollectorChoice::Auto)?;
+    let source = Source::direct(CollectorChoice::Only(CollectorKind::Proc))?;
     let rows = source.proc(&text)?.rows;
     let id = |row: &Row| match row.get("id") {
         Some(Value::String(id)) => id.parse::<ProcessId>().ok(),

@@ -15,7 +15,7 @@ use clap::{CommandFactory as _, Parser as _};
 use crate::error::CommandError;
 use crate::exit::Exit;
 use crate::output::{ColorChoice, Output};
-use crate::source::{Source, SourceArgs};
+use crate::source::{Reading, Source, SourceArgs};
 
 mod completions;
 mod doctor;
@@ -107,19 +107,27 @@ fn main() -> ExitCode {
 fn run(cli: &Cli, out: &mut Output) -> Result<Exit, CommandError> {
     match &cli.command {
         Command::Ps(args) if ps::lists_columns(args) => ps::list_columns(out),
-        Command::Ps(args) => ps::run(args, &open(cli, &args.source, out)?, out),
-        Command::Top(args) => top::run(args, open(cli, &args.source, out)?, out),
-        Command::Pgrep(args) => pgrep::run(args, &open(cli, &args.source, out)?, out),
+        Command::Ps(args) => ps::run(args, &open(cli, &args.source, ps::reading(args), out)?, out),
+        Command::Top(args) => top::run(args, open(cli, &args.source, Reading::Again, out)?, out),
+        Command::Pgrep(args) => {
+            pgrep::run(args, &open(cli, &args.source, Reading::Once, out)?, out)
+        }
         Command::Kill(args) => kill::run(args, out),
-        Command::Host(args) => host::run(args, &open(cli, &args.source, out)?, out),
+        // It tells which collector a node would take.
+        Command::Host(args) => host::run(args, &open(cli, &args.source, Reading::Again, out)?, out),
         Command::Up(args) => Ok(up::run(args, out)?),
         Command::Doctor(args) => doctor::run(args, out),
         Command::Completions(args) => completions::run(*args, &mut Cli::command(), out),
     }
 }
 
-fn open(cli: &Cli, args: &SourceArgs, out: &mut Output) -> Result<Source, CommandError> {
-    let (source, said) = Source::open(args)?;
+fn open(
+    cli: &Cli,
+    args: &SourceArgs,
+    reading: Reading,
+    out: &mut Output,
+) -> Result<Source, CommandError> {
+    let (source, said) = Source::open(args, reading)?;
     if cli.verbose {
         out.warn(said);
     }

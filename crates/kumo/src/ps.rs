@@ -12,7 +12,7 @@ use crate::error::CommandError;
 use crate::exit::Exit;
 use crate::forest::{self, Lines};
 use crate::output::{Look, Output};
-use crate::source::{Source, SourceArgs};
+use crate::source::{Reading, Source, SourceArgs};
 use crate::table::{self, Branches, Column, Style};
 use crate::text;
 use crate::units::SizeStyle;
@@ -163,6 +163,11 @@ pub fn run(args: &Ps, source: &Source, out: &mut Output) -> Result<Exit, Command
 /// Whether it only lists columns, for which nothing is asked.
 pub fn lists_columns(args: &Ps) -> bool {
     args.list_columns
+}
+
+/// How often it asks.
+pub fn reading(args: &Ps) -> Reading {
+    if args.watch.is_some() { Reading::Again } else { Reading::Once }
 }
 
 /// Lists every column.

@@ -18,7 +18,9 @@ use hyper::http::uri::Authority;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use k2i::host::{HostError, HostReport};
-use k2i::{AskError, CollectorChoice, Engine, EngineConfig, Format, OpenError, Question};
+use k2i::{
+    AskError, CollectorChoice, CollectorKind, Engine, EngineConfig, Format, OpenError, Question,
+};
 use kumo_abi::proc::{COLUMNS_DEFAULT, PROC};
 use kumo_abi::{Problem, Query, QueryError, QueryText, Rows};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -177,6 +179,25 @@ pub struct SourceArgs {
     pub collector: Option<CollectorChoice>,
 }
 
+/// How often an answer is wanted, which decides how this host is read where no node runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reading {
+    /// Once: by `/proc`. The kernel takes a third of a second to check and load the BPF programs,
+    /// and in that time `/proc` is read several times over.
+    Once,
+    /// Again and again: by the best collector, which is soon worth its start.
+    Again,
+}
+
+impl Reading {
+    fn collector(self) -> CollectorChoice {
+        match self {
+            Reading::Once => CollectorChoice::Only(CollectorKind::Proc),
+            Reading::Again => CollectorChoice::Auto,
+        }
+    }
+}
+
 /// Where answers come from. One call at a time is best: each blocks until its answer is there.
 #[derive(Debug)]
 pub enum Source {
@@ -197,7 +218,7 @@ impl Source {
     ///
     /// # Errors
     /// What was named does not answer, or this host cannot be read.
-    pub fn open(options: &SourceArgs) -> Result<(Source, String), SourceError> {
+    pub fn open(options: &SourceArgs, reading: Reading) -> Result<(Source, String), SourceError> {
         if let Some(choice) = options.collector {
             return Ok((Source::direct(choice)?, "reading this host directly".to_owned()));
         }
@@ -229,7 +250,7 @@ impl Source {
             }
         }
         let said = format!("no node ({}); reading this host directly", passed_over.join(", "));
-        Ok((Source::direct(CollectorChoice::Auto)?, said))
+        Ok((Source::direct(reading.collector())?, said))
     }
 
     /// This host, read in this process.

@@ -51,7 +51,7 @@ fn run(args: &[&str]) -> Said {
 
 /// As [`run`], reading this host itself even where a node runs.
 fn run_here(args: &[&str]) -> Said {
-    run(&[args, &["--collector", "auto"]].concat())
+    run(&[args, &["--collector", "proc"]].concat())
 }
 
 fn sleeper(name: &str) -> Animal {
@@ -467,7 +467,7 @@ fn a_node_gives_the_same_answers() {
     let pid = animal.pid().to_string();
     let run_dir = node.run_dir().display().to_string();
     let socket = format!("unix:{run_dir}/api.sock");
-    let columns = "pid,ppid,user,cmdline,id";
+    let columns = "pid,ppid,user,cmdline,threads";
     let here = run_here(&["ps", &pid, "-o", columns, "--json"]).with_code(0).json();
     for from in [["--run-dir", &run_dir], ["--node", &socket], ["--node", &node.url]] {
         let ask = |args: &[&str]| run(&[args, &from[..]].concat());
