@@ -19,7 +19,10 @@ use crate::stats::Times;
 /// Our collectors, the best first.
 pub(crate) const COLLECTORS: [&str; 3] = ["iter.s", "iter", "proc"];
 
-/// What `ps auwx` shows, of all processes: its %CPU is that of the whole life.
+/// What `ps auwx` shows: its %CPU is that of the whole life.
+const PS_COLUMNS: &str = "user,pid,pcpu,mem,vsize,rss,tty,stat,start,time,cmdline";
+
+/// The same of all processes over HTTP.
 pub(crate) const FULL_PATH: &str =
     "/v2/proc?columns=user,pid,pcpu,mem,vsize,rss,tty,stat,start,time,cmdline";
 
@@ -121,6 +124,19 @@ pub(crate) fn ours(programs: &Path) -> (Vec<Case>, Vec<Server>) {
         work: Work::Command(words("ps auwx")),
         holds: Holds::Lines,
     }];
+    let kumo = programs.join("kumo");
+    for collector in COLLECTORS {
+        let line = format!("{} ps -o {PS_COLUMNS} --collector {collector}", kumo.display());
+        let case = Case {
+            name: format!("`kumo ps` without a node, `{collector}`"),
+            work: Work::Command(words(&line)),
+            holds: Holds::Lines,
+        };
+        // A collector that does not work here is told of below.
+        if case.time().is_ok() {
+            cases.push(case);
+        }
+    }
     let mut servers = Vec::new();
     for collector in COLLECTORS {
         let server = match Server::k2i(&programs.join("k2i"), collector) {
@@ -207,7 +223,7 @@ pub(crate) fn watchers() -> Vec<(String, Command)> {
 fn command(words: &[String]) -> Command {
     let mut command = Command::new(&words[0]);
     // A terminal's width must not cut what is thrown away.
-    command.args(&words[1..]).stdin(Stdio::null()).env_remove("COLUMNS");
+    command.args(&words[1..]).stdin(Stdio::null()).stderr(Stdio::null()).env_remove("COLUMNS");
     command
 }
 
