@@ -51,9 +51,9 @@ const DROPPED: [Column; 10] = [
     Column::Rss,
 ];
 
-/// The command gets at least this many cells before other columns are dropped for it: what a
-/// terminal of 80 columns leaves it beside all others.
-const COMMAND_WIDTH_MIN: u16 = 11;
+/// The command gets at least this many cells before other columns are dropped for it: enough to tell
+/// one program from another.
+const COMMAND_WIDTH_MIN: u16 = 15;
 
 /// The most process numbers have seven digits (`PID_MAX_LIMIT` is 2^22); the fewest worth a column
 /// that does not change its width when the first long one appears, five.

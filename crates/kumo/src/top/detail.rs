@@ -23,23 +23,27 @@ const NAME_WIDTH: usize = 18;
 /// `kumo ps --json`.
 const VALUE_COLUMNS_MAX: usize = 16 * 1024;
 
+/// The most arguments that are listed one by one.
+const ARGUMENTS_MAX: usize = 64;
+
 /// The most children that are listed.
 const CHILDREN_MAX: usize = 200;
 
-/// A title and the first column below it; a section ends where the next begins.
-const SECTIONS: &[(&str, Column)] = &[
-    ("Identity", Column::Id),
-    ("User", Column::User),
-    ("State", Column::State),
-    ("Time", Column::Start),
-    ("Faults and switches", Column::Minflt),
-    ("Memory", Column::Vsize),
-    ("Input and output", Column::ReadBytes),
-    ("Program", Column::Comm),
-    ("Container and unit", Column::Cgroup),
-    ("Namespaces", Column::NsMnt),
-    ("Privileges", Column::CapEff),
-    ("Out of memory, waiting", Column::OomAdj),
+/// Titles, and the first and the last column below each, in the order shown: what people look for
+/// first. The columns between are those of the schema.
+const SECTIONS: &[(&str, Column, Column)] = &[
+    ("Identity", Column::Id, Column::Tpgid),
+    ("Program", Column::Comm, Column::Root),
+    ("User", Column::User, Column::Loginuid),
+    ("State", Column::State, Column::Flags),
+    ("Time", Column::Start, Column::RunDelay),
+    ("Memory", Column::Vsize, Column::Text),
+    ("Faults and switches", Column::Minflt, Column::Ivcsw),
+    ("Input and output", Column::ReadBytes, Column::Wchar),
+    ("Container and unit", Column::Cgroup, Column::Slice),
+    ("Namespaces", Column::NsMnt, Column::NsTime),
+    ("Privileges", Column::CapEff, Column::NoNewPrivs),
+    ("Out of memory, waiting", Column::OomAdj, Column::Wchan),
 ];
 
 /// How many lines are shown at once.
@@ -67,29 +71,13 @@ pub(super) fn lines(state: &State) -> Vec<Line<'static>> {
 
 fn page_of(detail: &Detail, proc: &Proc, theme: Theme, width: usize) -> Vec<Line<'static>> {
     let mut lines = Vec::new();
-    let mut section = 0;
-    for column in Column::ALL.iter().copied().skip(Column::Id.index()) {
-        if SECTIONS.get(section).is_some_and(|(_, first)| *first == column) {
-            if section > 0 {
-                lines.push(Line::default());
-            }
-            lines.push(Line::styled(SECTIONS[section].0, theme.strong()));
-            section += 1;
+    for (title, first, last) in SECTIONS {
+        lines.push(Line::styled(*title, theme.strong()));
+        for column in &Column::ALL[first.index()..=last.index()] {
+            column_lines(&mut lines, *column, proc, theme, width);
         }
-        let name = column.spec().name;
-        match proc.value(column) {
-            // The list says more than the line: which argument a blank belongs to.
-            Value::Array(items) => {
-                for (index, item) in items.iter().enumerate() {
-                    let text = visible_within(item.as_str().unwrap_or("?"), VALUE_COLUMNS_MAX);
-                    let quoted = if text.is_empty() { "''".to_owned() } else { text };
-                    value(&mut lines, &format!("{name}[{index}]"), &quoted, theme, width);
-                }
-            }
-            one => value(&mut lines, name, &value_text(column, one), theme, width),
-        }
+        lines.push(Line::default());
     }
-    lines.push(Line::default());
     lines.push(Line::styled("Ancestors, the parent first", theme.strong()));
     lines.extend(detail.ancestors.iter().map(|one| relative(one, theme, width)));
     lines.push(Line::default());
@@ -100,6 +88,30 @@ fn page_of(detail: &Detail, proc: &Proc, theme: Theme, width: usize) -> Vec<Line
         lines.push(Line::styled(format!("  … and {} more", count - CHILDREN_MAX), theme.dim()));
     }
     lines
+}
+
+fn column_lines(
+    lines: &mut Vec<Line<'static>>,
+    column: Column,
+    proc: &Proc,
+    theme: Theme,
+    width: usize,
+) {
+    let name = column.spec().name;
+    let Value::Array(items) = proc.value(column) else {
+        let text = value_text(column, proc.value(column));
+        return value(lines, name, &text, theme, width);
+    };
+    // The list says more than the line: which argument a blank belongs to.
+    for (index, item) in items.iter().enumerate().take(ARGUMENTS_MAX) {
+        let text = visible_within(item.as_str().unwrap_or("?"), VALUE_COLUMNS_MAX);
+        let shown = if text.is_empty() { "''" } else { &text };
+        value(lines, &format!("{name}[{index}]"), shown, theme, width);
+    }
+    if items.len() > ARGUMENTS_MAX {
+        let more = format!("… and {} more", items.len() - ARGUMENTS_MAX);
+        value(lines, "", &more, theme, width);
+    }
 }
 
 fn value(lines: &mut Vec<Line<'static>>, name: &str, text: &str, theme: Theme, width: usize) {
@@ -172,8 +184,11 @@ mod tests {
     }
 
     #[test]
-    fn sections_stand_in_the_order_of_the_columns() {
-        let firsts: Vec<usize> = SECTIONS.iter().map(|(_, first)| first.index()).collect();
-        assert!(firsts.is_sorted(), "a section that comes too early would never be shown");
+    fn every_column_of_a_process_stands_in_one_section() {
+        let mut seen: Vec<usize> =
+            SECTIONS.iter().flat_map(|(_, first, last)| first.index()..=last.index()).collect();
+        seen.sort_unstable();
+        let wanted: Vec<usize> = (Column::Id.index()..Column::ALL.len()).collect();
+        assert_eq!(seen, wanted);
     }
 }

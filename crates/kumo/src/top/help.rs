@@ -1,6 +1,5 @@
 //! The help screen: the keys, from the table that also decides what they do, and how to read the rest.
 
-use ratatui::style::Style;
 use ratatui::text::{Line, Span};
 
 use super::keys::BINDINGS;
@@ -11,17 +10,17 @@ use crate::text::{columns, visible_within};
 /// Lines for the title above and the hint below.
 const FRAME_LINES: usize = 2;
 
-/// What to know beside the keys.
+/// What to know beside the keys, a paragraph each.
 const NOTES: &[&str] = &[
-    "%CPU is use since an earlier reading; 100 is one whole CPU. %MEM is resident memory (RES), of all.",
-    "SHR may be shared, so that RES of many processes adds up to more than there is. TIME+ is user and",
-    "system time of all threads. `-` is not there, or not ours to read.",
+    "%CPU is use since an earlier reading; 100 is one whole CPU. %MEM is resident memory (RES), of all \
+     memory. SHR may be shared, so RES of many processes adds up to more than there is. TIME+ is user \
+     and system time of all threads. `-` is not there, or not ours to read.",
     "S: R running, S sleeping, D in I/O, I idle, T stopped, t traced, Z zombie, X dead, P parked.",
-    "Bars of CPUs: user, system, stolen by the hypervisor, waiting for I/O. Bars of memory: what could",
-    "not be given back at once.",
-    "Pressure: the share of the last 10 s in which some task (or all) waited for that resource.",
-    "A filter is a part of the command line, or CEL over any column: cpu > 5.0 && user == \"www-data\".",
-    "`kumo ps --columns` lists the columns. Signals reach exactly the process that was selected, or nobody.",
+    "Bars: of CPUs user, system, stolen by the hypervisor, waiting for I/O; of memory what could not \
+     be given back at once. Pressure: the share of the last 10 s in which some task, or all, waited.",
+    "A filter is a part of the command line, or CEL over any column, such as cpu > 5.0 && user == \
+     \"www-data\"; `kumo ps --columns` lists the columns.",
+    "A signal reaches exactly the process that was selected, or nobody.",
 ];
 
 /// How many lines are shown at once.
@@ -50,10 +49,10 @@ pub(super) fn lines(state: &State) -> Vec<Line<'static>> {
             lines.extend(about.into_iter().map(|about| Line::from(format!("  {about}"))));
         }
     }
-    lines.push(Line::default());
-    let notes = NOTES.join(" ");
-    let notes = fold(&notes, width);
-    lines.extend(notes.into_iter().map(|note| Line::styled(note, Style::new())));
+    for note in NOTES {
+        lines.push(Line::default());
+        lines.extend(fold(note, width).into_iter().map(Line::from));
+    }
     lines
 }
 

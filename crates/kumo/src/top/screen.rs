@@ -21,6 +21,7 @@ use crossterm::terminal::{
 use k2i::signal;
 use ratatui::Terminal;
 use ratatui::backend::CrosstermBackend;
+use ratatui::layout::{Position, Rect};
 use rustix::process::{Signal as Known, getpid, kill_process};
 use tokio::signal::unix::{SignalKind, signal as listen};
 
@@ -101,7 +102,7 @@ pub(super) fn run(
                 match todo {
                     Effect::Quit => return Ok(()),
                     Effect::Suspend => screen.suspend()?,
-                    Effect::Redraw => screen.terminal.clear()?,
+                    Effect::Redraw => screen.redraw()?,
                     Effect::Refresh => pace.hurry(),
                     Effect::Send(id, signal) => {
                         let result = signal::send(id, signal).map_err(|error| chain(&error));
@@ -249,7 +250,15 @@ impl Screen {
         // SIGSTOP, as TSTP might be ignored by whoever started us. The shell sees us stop.
         kill_process(getpid(), Known::STOP)?;
         take()?;
-        self.terminal.clear()
+        self.redraw()
+    }
+
+    /// Clears the terminal; the next drawing draws everything.
+    fn redraw(&mut self) -> io::Result<()> {
+        // `Terminal::clear` would ask the terminal where its cursor is, and the thread that reads
+        // keys would take the answer. To be resized to what it is costs the same and asks nothing.
+        let size = self.terminal.size()?;
+        self.terminal.resize(Rect::from((Position::ORIGIN, size)))
     }
 }
 
