@@ -57,8 +57,11 @@ impl Screen {
         };
         let mut left = text;
         while let Some(c) = left.chars().next() {
-            let taken = if c == '\x1b' { self.sequence(left) } else { self.character(c) };
+            let taken = if c == '\x1b' { self.sequence(left) } else { Some(c.len_utf8()) };
             let Some(taken) = taken else { break };
+            if c != '\x1b' {
+                self.character(c);
+            }
             left = &left[taken..];
         }
         self.rest = [left.as_bytes(), cut].concat();
@@ -81,16 +84,26 @@ impl Screen {
         };
         match last {
             b'H' => self.cursor = (number(0) - 1, number(1) - 1),
-            b'J' => self.cells.iter_mut().flatten().for_each(|cell| *cell = " ".to_owned()),
+            b'J' => self.cells.iter_mut().flatten().for_each(|cell| " ".clone_into(cell)),
             b'h' => drop(self.modes.insert(number(0) as u16)),
-            b'l' => drop(self.modes.remove(&(number(0) as u16))),
+            b'l' => {
+                self.modes.remove(&(number(0) as u16));
+                if number(0) == 1049 {
+                    // What is said after the end stands on the screen of the shell.
+                    *self = Screen {
+                        modes: std::mem::take(&mut self.modes),
+                        strange: std::mem::take(&mut self.strange),
+                        ..Screen::new(self.cells[0].len(), self.cells.len())
+                    };
+                }
+            }
             b'm' => {}
             _ => self.strange.push(text[..end + 3].to_owned()),
         }
         Some(end + 3)
     }
 
-    fn character(&mut self, c: char) -> Option<usize> {
+    fn character(&mut self, c: char) {
         let (row, column) = self.cursor;
         match c.width() {
             None => self.strange.push(c.escape_default().to_string()),
@@ -101,7 +114,6 @@ impl Screen {
                 self.cursor.1 += width;
             }
         }
-        Some(c.len_utf8())
     }
 }
 
@@ -115,7 +127,12 @@ struct Top {
 }
 
 impl Top {
+    /// Reading this host itself, by the collector that works everywhere.
     fn start(columns: u16, rows: u16, arguments: &[&str]) -> Top {
+        Top::start_with(columns, rows, &[&["--collector", "proc"], arguments].concat())
+    }
+
+    fn start_with(columns: u16, rows: u16, arguments: &[&str]) -> Top {
         let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a terminal");
         grantpt(&master).expect("it is ours");
         unlockpt(&master).expect("it is ours");
@@ -127,7 +144,7 @@ impl Top {
         let end = || Stdio::from(slave.try_clone().expect("one more descriptor"));
         // With a session of its own the terminal is its controlling one, as in real life.
         let child = Command::new("setsid")
-            .args(["--ctty", env!("CARGO_BIN_EXE_kumo"), "top", "--collector", "proc"])
+            .args(["--ctty", env!("CARGO_BIN_EXE_kumo"), "top"])
             .args(arguments)
             .env("TERM", "xterm-256color")
             .env_remove("NO_COLOR")
@@ -358,6 +375,59 @@ fn a_resized_terminal_is_filled_anew() {
     top.until("keys in the twelfth line", |screen| screen.lines()[11].contains("F10 Quit"));
     top.press("q");
     top.end();
+}
+
+#[test]
+fn keys_work_while_a_node_is_silent() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let socket = folder.path().join("silent.sock");
+    // The kernel accepts connections for it; nobody ever answers.
+    let _listener = std::os::unix::net::UnixListener::bind(&socket).expect("a socket");
+    let address = format!("unix:{}", socket.display());
+    let mut top = Top::start_with(80, 24, &["--node", &address]);
+    top.until_shown("reading");
+    top.press("h");
+    top.until_shown("kumo top: keys");
+    top.press(" q");
+    top.end();
+    top.assert_given_back();
+}
+
+#[test]
+fn what_a_node_said_stays_when_it_is_gone() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let run_dir = folder.path().join("run").display().to_string();
+    let state_dir = folder.path().join("state").display().to_string();
+    let node = Command::new(env!("CARGO_BIN_EXE_kumo"))
+        .args(["up", "--collector", "proc", "--listen", "127.0.0.1:0"])
+        .args(["--run-dir", &run_dir, "--state-dir", &state_dir])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn();
+    let mut node = Killed(node.expect("kumo starts"));
+    // Until the node is there the view says that it cannot reach it, and asks again.
+    let mut top = Top::start_with(100, 30, &["-d", "0.1", "--run-dir", &run_dir]);
+    top.until_ready();
+    let processes = |screen: &Screen| screen.lines().iter().any(|line| line.starts_with("Tasks "));
+    assert!(processes(&top.screen));
+    node.0.kill().expect("it is our child");
+    top.until_shown("no news for");
+    top.until_ready();
+    assert!(processes(&top.screen), "{}", top.screen.lines().join("\n"));
+    top.press("q");
+    top.end();
+}
+
+/// A child that is killed and reaped in the end.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        // It may have ended already; then there is only the reaping left.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 #[test]
