@@ -94,7 +94,7 @@ pub struct Query {
 #[derive(Debug, thiserror::Error, PartialEq)]
 pub enum QueryError {
     /// No such column.
-    #[error("there is no column `{name}`{}; `kumo ps --columns` lists them", hint(.closest))]
+    #[error("there is no column `{name}`{}; `kumo ps --columns` lists them", hint(*.closest))]
     Column {
         /// What was written.
         name: String,
@@ -153,7 +153,7 @@ pub enum QueryError {
     Filter(#[from] FilterError),
 }
 
-fn hint(closest: &Option<&'static str>) -> String {
+fn hint(closest: Option<&'static str>) -> String {
     closest.map(|name| format!(" (did you mean `{name}`?)")).unwrap_or_default()
 }
 

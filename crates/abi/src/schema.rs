@@ -36,7 +36,7 @@ impl Kind {
     }
 }
 
-/// The unit of a column. Base units only, as in OpenMetrics: bytes and seconds, never KiB or ticks.
+/// The unit of a column. Base units only, as in `OpenMetrics`: bytes and seconds, never KiB or ticks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unit {
     /// A plain number, name or flag.
@@ -124,7 +124,6 @@ fn edit_distance(a: &str, b: &str) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use crate::proc::PROC;
 
     #[test]

@@ -48,9 +48,9 @@ pub(crate) struct Placement<'a> {
     /// UID of the Kubernetes pod, with dashes. Static pods have 32 digits without.
     pub(crate) pod: Option<String>,
     /// The innermost systemd service or scope.
-    pub(crate) unit: Option<Cow<'a, [u8]>>,
+    pub(crate) unit: Option<&'a [u8]>,
     /// The innermost systemd slice.
-    pub(crate) slice: Option<Cow<'a, [u8]>>,
+    pub(crate) slice: Option<&'a [u8]>,
 }
 
 /// Length of a container id of docker, containerd, CRI-O and podman.
@@ -78,9 +78,9 @@ pub(crate) fn placement(text: &[u8]) -> Placement<'_> {
     let telling = std::iter::once(path).chain(others).find(|path| placement.read_container(path));
     for component in components(telling.unwrap_or(path)) {
         if component.ends_with(b".slice") {
-            placement.slice = Some(unescape(component));
+            placement.slice = Some(unit_name(component));
         } else if component.ends_with(b".service") || component.ends_with(b".scope") {
-            placement.unit = Some(unescape(component));
+            placement.unit = Some(unit_name(component));
         }
     }
     placement
@@ -237,6 +237,12 @@ fn libvirt_driver(machine: &[u8]) -> Option<&[u8]> {
     (known && !number.is_empty() && number.iter().all(u8::is_ascii_digit)).then_some(driver)
 }
 
+/// The name of a unit as `systemctl` shows it: its escapes are part of it. A first `_` only keeps the
+/// group apart from the kernel's own files.
+fn unit_name(component: &[u8]) -> &[u8] {
+    component.strip_prefix(b"_").unwrap_or(component)
+}
+
 /// A name without systemd's escapes: `\x2d` is a dash, and a first `_` keeps a name apart from the
 /// kernel's own files.
 fn unescape(name: &[u8]) -> Cow<'_, [u8]> {
@@ -273,7 +279,7 @@ mod tests {
     /// A placement as one line: `container pod unit slice`, `-` for what is not there.
     fn read(text: &str) -> String {
         let place = placement(text.as_bytes());
-        let show = |part: &Option<Cow<'_, [u8]>>| match part {
+        let show = |part: Option<&[u8]>| match part {
             Some(part) => String::from_utf8_lossy(part).into_owned(),
             None => "-".to_owned(),
         };
@@ -282,8 +288,8 @@ mod tests {
             "{} {} {} {}",
             place.container().unwrap_or_else(dash),
             place.pod.clone().unwrap_or_else(dash),
-            show(&place.unit),
-            show(&place.slice)
+            show(place.unit),
+            show(place.slice)
         )
     }
 
@@ -307,7 +313,7 @@ mod tests {
             ),
             (
                 "/system.slice/systemd-fsck@dev-disk-by\\x2dlabel-EFI.service",
-                "- - systemd-fsck@dev-disk-by-label-EFI.service system.slice",
+                "- - systemd-fsck@dev-disk-by\\x2dlabel-EFI.service system.slice",
             ),
             ("/_cpu.service", "- - cpu.service -"),
             ("/user.slice/user-1000.slice/session-3.scope", "- - session-3.scope user-1000.slice"),
@@ -431,11 +437,11 @@ mod tests {
             ),
             (
                 "/machine.slice/machine-qemu\\x2d3\\x2dvm.scope/libvirt/emulator",
-                "- - machine-qemu-3-vm.scope machine.slice",
+                "- - machine-qemu\\x2d3\\x2dvm.scope machine.slice",
             ),
             (
                 "/machine.slice/machine-lxc\\x2d7\\x2dbox.scope",
-                "lxc:lxc-7-box - machine-lxc-7-box.scope machine.slice",
+                "lxc:lxc-7-box - machine-lxc\\x2d7\\x2dbox.scope machine.slice",
             ),
             // Nothing of the kind.
             ("/docker/5F1C", "- - - -"),

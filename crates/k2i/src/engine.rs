@@ -473,7 +473,10 @@ pub struct Answer {
 
 impl std::fmt::Debug for Answer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Answer").field("meta", &self.meta).field("rows", &self.len()).finish()
+        f.debug_struct("Answer")
+            .field("meta", &self.meta)
+            .field("rows", &self.len())
+            .finish_non_exhaustive()
     }
 }
 

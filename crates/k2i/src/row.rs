@@ -163,7 +163,7 @@ pub(crate) fn value<'a>(
         C::Flags => int(row.flags),
         C::Start => {
             let table = &context.table;
-            let age_ns = table.began_boot_ns as i128 - i128::from(row.start_ns);
+            let age_ns = i128::from(table.began_boot_ns) - i128::from(row.start_ns);
             Value::owned_text(rfc3339(i128::from(table.began_unix_ns) - age_ns))
         }
         C::Elapsed => seconds(context.table.began_boot_ns.saturating_sub(row.start_ns)),
@@ -218,6 +218,8 @@ pub(crate) fn value<'a>(
             let score = row.late.as_ref().and_then(|late| late.oom_score);
             score.map_or(Value::Null, int)
         }
+        // A host without control groups has none to show.
+        C::Cgroup if row.cgroup.is_none() => Value::Null,
         C::Cgroup => Value::text(placement(row).path),
         C::Container => placement(row).container().map_or(Value::Null, Value::owned_text),
         C::ContainerRuntime => {
@@ -225,8 +227,8 @@ pub(crate) fn value<'a>(
         }
         C::ContainerId => placement(row).container_id.map_or(Value::Null, Value::Text),
         C::Pod => placement(row).pod.map_or(Value::Null, Value::owned_text),
-        C::Unit => placement(row).unit.map_or(Value::Null, Value::Text),
-        C::Slice => placement(row).slice.map_or(Value::Null, Value::Text),
+        C::Unit => placement(row).unit.map_or(Value::Null, Value::text),
+        C::Slice => placement(row).slice.map_or(Value::Null, Value::text),
         C::NsMnt => inode(row.ns.mnt),
         C::NsPid => inode(row.ns.pid),
         C::NsNet => inode(row.ns.net),

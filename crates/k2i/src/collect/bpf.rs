@@ -143,7 +143,9 @@ impl BpfCollector {
             have |= Parts::MEMORY;
         }
         if !records.rss_exact && parts.contains(Parts::MEMORY) {
-            rows.iter_mut().for_each(|row| proc.complete(row, Parts::MEMORY));
+            for row in &mut rows {
+                proc.complete(row, Parts::MEMORY);
+            }
         }
         if lines {
             have |= Parts::CMDLINE;

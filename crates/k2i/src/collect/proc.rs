@@ -214,12 +214,12 @@ impl<'p> Reader<'p> {
         missing: Parts,
     ) -> Result<(), Errno> {
         let mut late: Box<Late> = row.late.take().unwrap_or_default();
-        let links: [(Parts, &CStr, &mut Option<Box<[u8]>>); 3] = [
-            (Parts::EXE, c"exe", &mut late.exe),
-            (Parts::CWD, c"cwd", &mut late.cwd),
-            (Parts::ROOT, c"root", &mut late.root),
-        ];
-        for (part, name, target) in links {
+        let links = [Parts::EXE, Parts::CWD, Parts::ROOT].into_iter().zip([
+            (c"exe", &mut late.exe),
+            (c"cwd", &mut late.cwd),
+            (c"root", &mut late.root),
+        ]);
+        for (part, (name, target)) in links {
             if missing.contains(part) {
                 match self.link(dir, name) {
                     Ok(path) => *target = Some(path.into()),
@@ -385,7 +385,7 @@ impl Digits<'_> {
     }
 }
 
-/// Parses `/proc/<pid>/stat` (proc_pid_stat(5)). `None` if it is not of that form.
+/// Parses `/proc/<pid>/stat` (`proc_pid_stat(5)`). `None` if it is not of that form.
 pub(crate) fn parse_stat(text: &[u8], row: &mut Process) -> Option<()> {
     // The name may hold anything, parentheses and blanks included: it ends at the last `)`.
     let open = memchr::memchr(b'(', text)?;
