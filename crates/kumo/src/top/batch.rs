@@ -11,6 +11,7 @@ use super::fetch::Fetcher;
 use super::header;
 use super::state::State;
 use super::view;
+use crate::chain;
 use crate::error::CommandError;
 use crate::output::Output;
 
@@ -34,7 +35,7 @@ pub(super) struct Batch {
 /// Writes readings of the table that `state` stands for.
 ///
 /// # Errors
-/// The source fails, or nobody reads the answer any more.
+/// The source fails at the first reading, or nobody reads the answer any more.
 pub(super) fn run(
     batch: Batch,
     mut state: State,
@@ -49,7 +50,16 @@ pub(super) fn run(
         let began = Instant::now();
         let mut request = state.request();
         request.table.limit = batch.rows_max.map(|rows| rows.to_string());
-        let snapshot = fetcher.fetch(&request, started.elapsed())?;
+        let snapshot = match fetcher.fetch(&request, started.elapsed()) {
+            Ok(snapshot) => snapshot,
+            Err(error) if reading == 0 => return Err(error.into()),
+            // The next one may succeed: a node restarts. A log goes on then.
+            Err(error) => {
+                out.warn(chain(&error));
+                thread::sleep(state.delay.saturating_sub(began.elapsed()));
+                continue;
+            }
+        };
         state.now = started.elapsed();
         state.snapshot = Some(Box::new(snapshot));
         state.arrange();

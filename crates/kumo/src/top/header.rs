@@ -6,13 +6,14 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use kumo_abi::Meta;
 use ratatui::style::Style;
 use ratatui::text::{Line, Span};
 
 use super::data::{CpuShare, Host, Tasks};
 use super::state::State;
 use super::theme::Theme;
-use crate::text::{columns, visible, visible_within};
+use crate::text::{columns, visible_within};
 use crate::units::{self, SizeStyle};
 
 /// Below this many columns or rows the header is as short as it can be.
@@ -42,7 +43,7 @@ pub(super) fn lines(state: &State) -> Vec<Line<'static>> {
         if let Some(host) = host {
             lines.extend(meters(host, theme, width));
             lines.extend(cpus(host, theme, width, state.size.1));
-            lines.push(pressure(host, theme, width));
+            lines.push(pressure(host, &snapshot.meta, theme, width));
         }
     } else {
         lines.push(compact(&snapshot.tasks, host, theme, width));
@@ -110,9 +111,6 @@ fn first(state: &State, theme: Theme, width: usize) -> Line<'static> {
     let mut right = format!("{word}as of {clock}Z, {seconds} s ago");
     if width < usize::from(ROOMY.0) {
         right = format!("{word}{seconds} s ago");
-    } else {
-        let scan_ms = meta.scan_us as f64 / 1_000.0;
-        right = format!("{} in {scan_ms:.1} ms  {right}", visible(&meta.collector));
     }
     let right_width = columns(&right).min(width);
     let mut pieces = Pieces::new(width.saturating_sub(right_width + 1));
@@ -239,15 +237,19 @@ fn sparks(host: &Host, theme: Theme, width: usize, lines_max: usize) -> Vec<Line
     host.report.cpu.each.chunks(per_line).take(lines_max).enumerate().map(line).collect()
 }
 
-fn pressure(host: &Host, theme: Theme, width: usize) -> Line<'static> {
-    let mut pieces = Pieces::new(width);
+/// What tasks waited for; at the right which collector read the table, and how long that took.
+fn pressure(host: &Host, meta: &Meta, theme: Theme, width: usize) -> Line<'static> {
+    let scan_ms = meta.scan_us as f64 / 1_000.0;
+    let collector = format!("{} in {scan_ms:.1} ms", visible_within(&meta.collector, 16));
+    let collector_width = columns(&collector);
+    let mut pieces = Pieces::new(width.saturating_sub(collector_width + 2));
     let pressure = &host.report.pressure;
     let known = [("cpu ", pressure.cpu), ("memory ", pressure.memory), ("io ", pressure.io)];
     if known.iter().all(|(_, stall)| stall.is_none()) {
         pieces.add("Pressure not known to this kernel", theme.dim());
-        return pieces.line();
+    } else {
+        pieces.add("Pressure", theme.label());
     }
-    pieces.add("Pressure", theme.label());
     for (name, stall) in known {
         let Some(stall) = stall else { continue };
         let avg10 = stall.some.map_or(0.0, |some| some.avg10);
@@ -258,11 +260,15 @@ fn pressure(host: &Host, theme: Theme, width: usize) -> Line<'static> {
         };
         let mut text = format!("{avg10:.1}%");
         if let Some(full) = stall.full.filter(|full| full.avg10 >= 0.1) {
-            write!(text, " (all tasks {:.1}%)", full.avg10).ok();
+            write!(text, " (all {:.1}%)", full.avg10).ok();
         }
         pieces.add_whole(name, &text, theme, style);
     }
-    pieces.line()
+    let gap = pieces.left + 2;
+    let mut line = pieces.line();
+    line.spans.push(Span::raw(" ".repeat(gap)));
+    line.spans.push(Span::styled(collector, theme.dim()));
+    line
 }
 
 fn compact(tasks: &Tasks, host: Option<&Host>, theme: Theme, width: usize) -> Line<'static> {

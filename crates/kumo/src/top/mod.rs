@@ -62,7 +62,8 @@ pub struct Top {
     /// Print one reading and end, the same as --batch -n 1
     #[arg(long, conflicts_with = "iterations")]
     once: bool,
-    /// End after so many readings; without it: one into a pipe, else as long as you like
+    /// End after so many readings. Without it: as long as you like, or one where standard output is
+    /// no terminal and neither --batch nor --json is given
     #[arg(short = 'n', long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..))]
     iterations: Option<u64>,
     /// Print at most so many processes a reading; for --batch, --once and --json

@@ -137,13 +137,19 @@ fn take_data(state: &mut State, snapshot: Box<Snapshot>) {
     match lives {
         Some(false) => {
             state.selected = None;
+            state.whole = false;
             let name = before.map_or(String::new(), |(_, name)| format!(" {name}"));
             notice(state, &format!("process {}{name} has ended", id.pid), false);
         }
         // It lives below the last row that was asked for: ask for all, so that it is found.
         Some(true) if !was_whole => state.whole = true,
         // It is in no row of all that the filter lets through.
-        Some(true) if current => state.selected = None,
+        Some(true) if current => {
+            state.selected = None;
+            state.whole = false;
+            let text = format!("process {} is hidden by what is shown; `=` shows all", id.pid);
+            notice(state, &text, false);
+        }
         _ => {}
     }
 }
@@ -296,13 +302,13 @@ fn set_delay(state: &mut State, delay: Duration) {
     notice(state, &text, false);
 }
 
-/// The selected process; without one, the one that the cursor would start on is selected.
+/// The selected process; without one, the one on the first line shown is selected. One that is not
+/// among the rows for the moment stays selected: another must not take its place under the keys.
 fn select(state: &mut State) -> Option<ProcessId> {
-    if state.selected_proc().is_none() {
-        let line = state.cursor.clamp(state.offset, state.offset + state.table_rows());
-        move_to(state, if state.selected.is_none() { state.offset } else { line });
+    if state.selected.is_none() {
+        move_to(state, state.offset);
     }
-    state.selected_proc().map(|proc| proc.id)
+    state.selected
 }
 
 fn move_cursor(state: &mut State, step: isize) {
@@ -537,7 +543,9 @@ fn open_kill(state: &mut State, from_detail: bool) {
         _ => state.selected_proc(),
     };
     let Some(proc) = proc else {
-        notice(state, "it has ended", true);
+        let text =
+            "the selected process is not shown for the moment; try again, or Esc lets go of it";
+        notice(state, text, true);
         return;
     };
     let command = [Column::Cmdline, Column::Comm].map(|column| proc.value(column).as_str());
@@ -957,6 +965,23 @@ mod tests {
         press_all(&mut state, &[Enter]);
         assert_eq!(press(&mut state, Char('y')), Some(Effect::Send(id, Signal::TERM)));
         assert_eq!(state.mode, Mode::Table);
+    }
+
+    #[test]
+    fn a_selected_process_that_is_not_shown_is_not_mistaken_for_another() {
+        let mut state = state_with(procs(40));
+        press_all(&mut state, &[Down, Down]);
+        let id = state.rows()[1].id;
+        let mut others = procs(40);
+        others.remove(1);
+        let mut answer = snapshot(state.request(), others);
+        answer.watched_lives = Some(true);
+        update(&mut state, Duration::ZERO, Event::Data(answer));
+        press_all(&mut state, &[Char('k')]);
+        assert_eq!((&state.mode, selected(&state)), (&Mode::Table, Some(2)));
+        assert!(state.notice.as_ref().is_some_and(|notice| notice.is_error));
+        press_all(&mut state, &[Enter]);
+        assert_eq!(state.mode, Mode::Detail { id, scroll: 0 }, "its page needs no row");
     }
 
     #[test]

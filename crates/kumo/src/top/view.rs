@@ -510,19 +510,22 @@ mod tests {
         // The exact blanks are the business of the terminal's width; the words are ours.
         let words = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
         assert!(words(&lines[0]).starts_with("web-1 load 0.52 0.58 0.59"), "{}", lines[0]);
-        assert!(words(&lines[0]).ends_with("as of 03:04:05Z, 0 s ago"), "{}", lines[0]);
+        assert!(
+            words(&lines[0]).ends_with("up 3 days 4 h as of 03:04:05Z, 0 s ago"),
+            "{}",
+            lines[0]
+        );
         let tasks =
             "Tasks 312  running 2  sleeping 309  in I/O 0  stopped 0  zombie 1  threads 840";
         assert_eq!(lines[1], tasks);
         assert!(lines[2].contains("50.0%]") && lines[2].ends_with("4.0G/16.0G]"), "{}", lines[2]);
         assert!(lines[3].starts_with("    user 25.0  system 25.0"), "{}", lines[3]);
         assert!(lines[4].starts_with("0 [|") && lines[4].contains("1 ["), "{}", lines[4]);
-        assert_eq!(lines[5], "Pressure  cpu 12.5%");
-        let heading =
-            "  PID USER      PR  NI  VIRT   RES   SHR S  THR  %CPU %MEM     TIME+ COMMAND";
+        assert_eq!(words(&lines[5]), "Pressure cpu 12.5% proc in 3.2 ms");
+        let heading = "  PID USER      NI  VIRT   RES   SHR S  THR  %CPU %MEM     TIME+ COMMAND";
         assert_eq!(lines[6], heading);
         let first =
-            " 4711 www-data  20   0 12.3M  2.0M  1.0M S    3  99.5  1.5   1:15.50 nginx: wor…";
+            " 4711 www-data   0 12.3M  2.0M  1.0M S    3  99.5  1.5   1:15.50 nginx: worker …";
         assert_eq!(lines[7], first);
         assert!(lines[23].starts_with("F1 Help F10 Quit F9 Kill"), "{}", lines[23]);
     }
