@@ -176,13 +176,13 @@ pub(crate) fn peers(cases: &mut Vec<Case>) -> Vec<Server> {
             Err(error) => eprintln!("bench-k2i: {name} left out: {error}"),
         }
     };
-    // Only its process list, and no cache: the least it can do for one reading.
+    // Only its process list, and no cache of any plugin: the least it can do for one reading.
     add("Glances, its API", "/api/3/processlist", Holds::Array, &|port| {
         let mut command = Command::new("glances");
         command.args(["--webserver", "--disable-webui", "--bind", "127.0.0.1", "--port"]);
-        command.arg(port.to_string()).args(["--cached-time", "0", "--disable-autodiscover"]);
-        command.args(["--disable-check-update", "--disable-plugin", "all"]);
-        command.args(["--enable-plugin", "processlist,processcount"]);
+        command.arg(port.to_string()).args(["--time", "0.01", "--cached-time", "0"]);
+        command.args(["--disable-autodiscover", "--disable-check-update"]);
+        command.args(["--disable-plugin", "all", "--enable-plugin", "processlist,processcount"]);
         command
     });
     let config = std::env::temp_dir().join(format!("bench-k2i-{}.yml", std::process::id()));
