@@ -17,6 +17,8 @@ help: ## Say what can be made
 run: ## Install what is missing, build, and start the node in the foreground
 	@scripts/install-deps run
 	@$(CARGO) build --release --locked -p kumo -p k2i
+	@# Whoever reads `kumo ps` there shall be able to type it.
+	@command -v kumo >/dev/null || echo "In another terminal: export PATH=\"$$(cd "$(TARGET_DIR)/release" && pwd):\$$PATH\""
 	@exec "$(TARGET_DIR)/release/kumo" up $(ARGS)
 
 build: ## Build the release binaries kumo and k2i
