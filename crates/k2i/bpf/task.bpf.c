@@ -27,6 +27,7 @@ static long (*const seq_write)(struct seq_file *seq, const void *data, __u32 len
 static __u64 (*const get_current_task)(void) = (void *)35;
 static long (*const copy_from_user_task)(void *to, __u32 len, const void *from,
 					 struct task_struct *task, __u64 flags) = (void *)191;
+static void *(*const lookup)(void *map, const void *key) = (void *)1;
 static void *(*const lookup_percpu)(void *map, const void *key, __u32 cpu) = (void *)195;
 
 char LICENSE[] SEC("license") = "Dual MIT/GPL";
@@ -40,8 +41,17 @@ const volatile __u32 cpus = 1;
  */
 struct {
 	struct process_record fixed;
-	char tail[LINE_BYTES_MAX];
+	union {
+		struct {
+			struct process_more more;
+			char tail_of_more[LINE_BYTES_MAX];
+		};
+		char tail[LINE_BYTES_MAX];
+	};
 } record;
+
+/* Whether this scan wants the second parts; the loader sets it in `control` before it reads. */
+__u32 want_more;
 
 /* PID namespace of the reader, as its depth. */
 __u32 reader_level;
@@ -58,6 +68,13 @@ struct {
 	__u32 *key;
 	__u64 *value;
 } anchor SEC(".maps");
+
+struct {
+	int (*type)[2 /* BPF_MAP_TYPE_ARRAY */];
+	int (*max_entries)[1];
+	__u32 *key;
+	__u32 *value;
+} control SEC(".maps");
 
 /* By way of memory, a pointer becomes a number to calculate with. */
 INLINE __u64 as_number(void *pointer)
@@ -138,6 +155,10 @@ INLINE void sum_task(struct sums *sums, struct task_struct *task)
 	sums->exec_ns = task->se.sum_exec_runtime;
 	sums->min_flt = task->min_flt;
 	sums->maj_flt = task->maj_flt;
+}
+
+INLINE void sum_more(struct more_sums *sums, struct task_struct *task)
+{
 	sums->vcsw = task->nvcsw;
 	sums->ivcsw = task->nivcsw;
 	sums->run_delay_ns = 0;
@@ -169,15 +190,6 @@ INLINE void read_signal(struct process_record *to, struct signal_struct *signal)
 	to->sums.exec_ns += signal->sum_sched_runtime;
 	to->sums.min_flt += signal->min_flt;
 	to->sums.maj_flt += signal->maj_flt;
-	if (EXISTS(signal->ioac.rchar)) {
-		to->sums.rchar += signal->ioac.rchar;
-		to->sums.wchar += signal->ioac.wchar;
-	}
-	if (EXISTS(signal->ioac.read_bytes)) {
-		to->sums.read_bytes += signal->ioac.read_bytes;
-		to->sums.write_bytes += signal->ioac.write_bytes;
-		to->sums.cancelled_write_bytes += signal->ioac.cancelled_write_bytes;
-	}
 	to->prev_utime_ns = signal->prev_cputime.utime;
 	to->prev_stime_ns = signal->prev_cputime.stime;
 	to->cutime_ns = signal->cutime;
@@ -185,7 +197,6 @@ INLINE void read_signal(struct process_record *to, struct signal_struct *signal)
 	to->cmin_flt = signal->cmin_flt;
 	to->cmaj_flt = signal->cmaj_flt;
 	to->rss_limit = signal->rlim[RLIMIT_RSS].rlim_cur;
-	to->oom_score_adj = signal->oom_score_adj;
 	to->tpgid = -1;
 	to->tty_nr = 0;
 	if (tty) {
@@ -208,8 +219,6 @@ INLINE void read_signal(struct process_record *to, struct signal_struct *signal)
 
 INLINE void read_cred(struct process_record *to, const struct cred *cred)
 {
-	struct user_namespace *user_ns = cred->user_ns;
-
 	to->uid[0] = cred->uid.val;
 	to->uid[1] = cred->euid.val;
 	to->uid[2] = cred->suid.val;
@@ -218,6 +227,13 @@ INLINE void read_cred(struct process_record *to, const struct cred *cred)
 	to->gid[1] = cred->egid.val;
 	to->gid[2] = cred->sgid.val;
 	to->gid[3] = cred->fsgid.val;
+}
+
+INLINE void read_caps(struct process_more *to, const struct cred *cred)
+{
+	struct user_namespace *user_ns = cred->user_ns;
+
+	to->ns[5] = user_ns->ns.inum;
 	if (EXISTS(cred->cap_inheritable.val)) {
 		to->caps[0] = cred->cap_inheritable.val;
 		to->caps[1] = cred->cap_permitted.val;
@@ -232,10 +248,9 @@ INLINE void read_cred(struct process_record *to, const struct cred *cred)
 		probe_read_kernel(&to->caps[3], 8, &cred->cap_bset);
 		probe_read_kernel(&to->caps[4], 8, &cred->cap_ambient);
 	}
-	to->ns[5] = user_ns->ns.inum;
 }
 
-INLINE void read_namespaces(struct process_record *to, struct task_struct *task)
+INLINE void read_namespaces(struct process_more *to, struct task_struct *task)
 {
 	struct nsproxy *ns = task->nsproxy;
 	struct pid *pid = task->thread_pid;
@@ -284,7 +299,7 @@ INLINE void mix(__u64 *hash, __u64 value)
  * Tasks of one css_set are in the same control groups of all hierarchies. Its address may be given
  * again to another set later; the ids of the groups tell the two apart.
  */
-INLINE void read_cgroups(struct process_record *to, struct task_struct *task)
+INLINE void read_cgroups(struct process_more *to, struct task_struct *task)
 {
 	__u64 hash = 0xcbf29ce484222325ULL;
 
@@ -425,6 +440,34 @@ INLINE __u32 read_kernel_name(char *tail, struct task_struct *task, __u32 flags)
 	return len > 1 && len <= NAME_BYTES_MAX ? len : 0;
 }
 
+/* What few questions ask: a third of the work. */
+INLINE void read_more(struct process_more *to, struct task_struct *task)
+{
+	struct signal_struct *signal = task->signal;
+
+	sum_more(&to->sums, task);
+	if (EXISTS(signal->ioac.rchar)) {
+		to->sums.rchar += signal->ioac.rchar;
+		to->sums.wchar += signal->ioac.wchar;
+	}
+	if (EXISTS(signal->ioac.read_bytes)) {
+		to->sums.read_bytes += signal->ioac.read_bytes;
+		to->sums.write_bytes += signal->ioac.write_bytes;
+		to->sums.cancelled_write_bytes += signal->ioac.cancelled_write_bytes;
+	}
+	read_caps(to, task->real_cred);
+	read_namespaces(to, task);
+	read_cgroups(to, task);
+	to->seccomp = 0;
+	if (EXISTS(task->seccomp.mode))
+		to->seccomp = task->seccomp.mode;
+	to->no_new_privs = task->atomic_flags & 1; /* PFA_NO_NEW_PRIVS */
+	to->loginuid = ~0U;
+	if (EXISTS(task->loginuid))
+		to->loginuid = task->loginuid.val;
+	to->oom_score_adj = signal->oom_score_adj;
+}
+
 /* Reads the command line into the tail. Returns its length. */
 INLINE __u32 read_line(struct process_record *to, char *tail, struct task_struct *task)
 {
@@ -446,18 +489,34 @@ INLINE __u32 read_line(struct process_record *to, char *tail, struct task_struct
 	return len;
 }
 
-INLINE int write_process(struct bpf_iter__task *context, struct task_struct *task, int lines)
+/* Fills in what follows the numbers. Returns its length. */
+INLINE __u32 read_tail(struct process_record *to, char *tail, struct task_struct *task, int lines)
+{
+	__u32 len = 0;
+
+	if (to->flags & HAS_MM) {
+		if (lines)
+			len = read_line(to, tail, task);
+	} else if (to->task_flags & PF_KTHREAD) {
+		len = read_kernel_name(tail, task, to->task_flags);
+		if (len)
+			to->flags |= TAIL_NAME;
+	}
+	return len;
+}
+
+INLINE void write_process(struct bpf_iter__task *context, struct task_struct *task, int lines)
 {
 	struct process_record *to = &record.fixed;
 	struct mm_struct *mm = task->mm;
 	struct task_struct___old *old = (void *)task;
-	__u32 tail = 0;
+	__u32 len;
 
 	to->kind = RECORD_PROCESS;
 	to->flags = 0;
 	to->pid = pid_number(task->thread_pid, reader_level);
 	if (!to->pid)
-		return 0; /* It was reaped while we looked. */
+		return; /* It was reaped while we looked. */
 	to->ppid = 0;
 	if (reader_level == 0)
 		to->ppid = task->real_parent->tgid;
@@ -479,55 +538,39 @@ INLINE int write_process(struct bpf_iter__task *context, struct task_struct *tas
 	else if (EXISTS(old->cpu))
 		to->cpu = old->cpu;
 	to->exit_signal = task->exit_signal;
-	to->seccomp = 0;
-	if (EXISTS(task->seccomp.mode))
-		to->seccomp = task->seccomp.mode;
-	to->no_new_privs = task->atomic_flags & 1; /* PFA_NO_NEW_PRIVS */
-	to->loginuid = ~0U;
-	if (EXISTS(task->loginuid))
-		to->loginuid = task->loginuid.val;
 	to->start_ns = task->start_boottime;
 	to->exec_id = task->self_exec_id;
 	sum_task(&to->sums, task);
 	read_signal(to, task->signal);
 	read_cred(to, task->real_cred);
-	read_namespaces(to, task);
-	read_cgroups(to, task);
 	probe_read_kernel(&to->comm, sizeof(to->comm), &task->comm);
 	__builtin_memset(&to->total_vm, 0,
-			 __builtin_offsetof(struct process_record, cgroup_set) -
+			 __builtin_offsetof(struct process_record, comm) -
 				 __builtin_offsetof(struct process_record, total_vm));
-	if (mm) {
+	if (mm)
 		read_memory(to, mm);
-		if (lines)
-			tail = read_line(to, record.tail, task);
-	} else if (to->task_flags & PF_KTHREAD) {
-		tail = read_kernel_name(record.tail, task, to->task_flags);
-		if (tail)
-			to->flags |= TAIL_NAME;
+	if (want_more) {
+		to->flags |= HAS_MORE;
+		read_more(&record.more, task);
+		len = read_tail(to, record.tail_of_more, task, lines);
+		if (len > LINE_BYTES_MAX)
+			return;
+		to->len = sizeof(*to) + sizeof(record.more) + len;
+		seq_write(context->meta->seq, &record, sizeof(*to) + sizeof(record.more) + len);
+	} else {
+		len = read_tail(to, record.tail, task, lines);
+		if (len > LINE_BYTES_MAX)
+			return;
+		to->len = sizeof(*to) + len;
+		seq_write(context->meta->seq, &record, sizeof(*to) + len);
 	}
-	if (tail > LINE_BYTES_MAX)
-		return 0;
-	to->len = sizeof(*to) + tail;
-	seq_write(context->meta->seq, &record, sizeof(*to) + tail);
-	return 0;
 }
 
-INLINE int write_task(struct bpf_iter__task *context, int lines)
+INLINE void write_thread(struct bpf_iter__task *context, struct task_struct *task)
 {
-	struct task_struct *task = context->task;
 	struct thread_record thread;
 
-	if (!task)
-		return 0;
-	if (context->meta->seq_num == 0) {
-		learn_reader();
-		if (EXISTS(task->mm->rss_stat[0].counters))
-			learn_offsets();
-	}
-	if (task->pid == task->tgid)
-		return write_process(context, task, lines);
-	thread.len = sizeof(thread);
+	thread.len = sizeof(thread) - sizeof(thread.more);
 	thread.kind = RECORD_THREAD;
 	thread.flags = 0;
 	thread.tid = task->pid;
@@ -535,7 +578,39 @@ INLINE int write_task(struct bpf_iter__task *context, int lines)
 	if (reader_level)
 		thread.pid = pid_number(task->signal->pids[PIDTYPE_TGID], reader_level);
 	sum_task(&thread.sums, task);
-	seq_write(context->meta->seq, &thread, sizeof(thread));
+	if (want_more) {
+		thread.len = sizeof(thread);
+		thread.flags = HAS_MORE;
+		sum_more(&thread.more, task);
+		seq_write(context->meta->seq, &thread, sizeof(thread));
+	} else {
+		seq_write(context->meta->seq, &thread, sizeof(thread) - sizeof(thread.more));
+	}
+}
+
+/* What holds for the whole scan. */
+INLINE void begin_scan(struct task_struct *task)
+{
+	__u32 key = 0, *wanted = lookup(&control, &key);
+
+	want_more = wanted ? *wanted : 1;
+	learn_reader();
+	if (EXISTS(task->mm->rss_stat[0].counters))
+		learn_offsets();
+}
+
+INLINE int write_task(struct bpf_iter__task *context, int lines)
+{
+	struct task_struct *task = context->task;
+
+	if (!task)
+		return 0;
+	if (context->meta->seq_num == 0)
+		begin_scan(task);
+	if (task->pid == task->tgid)
+		write_process(context, task, lines);
+	else
+		write_thread(context, task);
 	return 0;
 }
 

@@ -29,6 +29,8 @@ enum record_flags {
 	HAS_MM = 1 << 3,
 	/* rss[] is exact. */
 	RSS_EXACT = 1 << 4,
+	/* The second part is there. */
+	HAS_MORE = 1 << 5,
 };
 
 /* What is summed over the threads of a process. */
@@ -38,6 +40,10 @@ struct sums {
 	__u64 exec_ns;
 	__u64 min_flt;
 	__u64 maj_flt;
+};
+
+/* The same, for what few questions ask. */
+struct more_sums {
 	__u64 vcsw;
 	__u64 ivcsw;
 	__u64 run_delay_ns;
@@ -48,7 +54,7 @@ struct sums {
 	__u64 cancelled_write_bytes;
 };
 
-/* A thread that is not the first of its process. */
+/* A thread that is not the first of its process; `more` follows if HAS_MORE. */
 struct thread_record {
 	__u32 len;
 	__u16 kind;
@@ -56,6 +62,22 @@ struct thread_record {
 	__s32 pid;
 	__s32 tid;
 	struct sums sums;
+	struct more_sums more;
+};
+
+/* What follows a process_record if HAS_MORE; before the tail. */
+struct process_more {
+	__u64 caps[5]; /* inheritable permitted effective bounding ambient */
+	struct more_sums sums;
+	__u64 cgroup_set;
+	__u64 cgroup_ids; /* a hash */
+	__u32 ns[8]; /* mnt pid net uts ipc user cgroup time */
+	__s32 nspid;
+	__u32 seccomp;
+	__u32 no_new_privs;
+	__u32 loginuid;
+	__s32 oom_score_adj;
+	__u32 pad;
 };
 
 struct process_record {
@@ -67,7 +89,6 @@ struct process_record {
 	__s32 pgrp;
 	__s32 session;
 	__s32 tpgid;
-	__s32 nspid;
 	__u32 tty_nr;
 	__u32 task_flags;
 	__u32 state;
@@ -79,17 +100,10 @@ struct process_record {
 	__u32 policy;
 	__u32 cpu;
 	__s32 exit_signal;
-	__u32 seccomp;
-	__u32 no_new_privs;
-	__u32 loginuid;
-	__s32 oom_score_adj;
 	__u32 uid[4];
 	__u32 gid[4];
-	__u32 ns[8]; /* mnt pid net uts ipc user cgroup time */
-	__u32 pad;
 	__u64 start_ns;
 	__u64 exec_id;
-	__u64 caps[5]; /* inheritable permitted effective bounding ambient */
 	struct sums sums; /* the first thread, and the threads that have ended */
 	__u64 prev_utime_ns;
 	__u64 prev_stime_ns;
@@ -108,8 +122,6 @@ struct process_record {
 	__u64 arg_start;
 	__u64 arg_end;
 	__s64 rss[4]; /* file anon swap shmem, pages */
-	__u64 cgroup_set;
-	__u64 cgroup_ids; /* a hash */
 	char comm[16];
 };
 

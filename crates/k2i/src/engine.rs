@@ -345,10 +345,8 @@ fn early_parts(query: &Query) -> Parts {
     });
     let filter = query.filter.iter().flat_map(kumo_abi::Filter::columns).copied();
     let mut parts = parts_of(&sort.chain(filter).collect::<Vec<_>>());
-    // Names are looked up once for the whole table.
-    if parts_of(&query.columns_read()).contains(Parts::STATUS) {
-        parts |= Parts::STATUS;
-    }
+    // Names of users are looked up once for the whole table, so their ids must be known.
+    parts |= parts_of(&query.columns_read()) & (Parts::OWNER | Parts::STATUS);
     parts
 }
 

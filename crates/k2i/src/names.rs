@@ -54,10 +54,9 @@ impl NameCache {
         let mut last = None;
         for id in ids {
             // Neighbours mostly share their owner.
-            if last == Some(id) || known.names.contains_key(&id) {
+            if last.replace(id) == Some(id) || known.names.contains_key(&id) {
                 continue;
             }
-            last = Some(id);
             let name = (self.lookup)(id).unwrap_or_else(|| id.to_string());
             Arc::make_mut(&mut known.names).insert(id, name.into());
         }

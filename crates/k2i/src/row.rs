@@ -62,30 +62,27 @@ pub(crate) fn parts(column: Column) -> Parts {
         | C::Cmajflt
         | C::Vsize
         | C::Comm => Parts::NONE,
-        C::Nspid
-        | C::User
-        | C::Ruser
+        C::User | C::Euid | C::Group | C::Egid => Parts::OWNER,
+        C::Stat => Parts::LOCKED,
+        C::Ruser
         | C::Uid
-        | C::Euid
         | C::Suid
         | C::Fsuid
-        | C::Group
         | C::Rgroup
         | C::Gid
-        | C::Egid
         | C::Sgid
         | C::Fsgid
-        | C::Stat
         | C::Swap
         | C::Locked
-        | C::Stack
+        | C::Stack => Parts::STATUS,
+        C::Nspid
         | C::CapEff
         | C::CapPrm
         | C::CapInh
         | C::CapBnd
         | C::CapAmb
         | C::Seccomp
-        | C::NoNewPrivs => Parts::STATUS,
+        | C::NoNewPrivs => Parts::SECURITY,
         C::Rss | C::Anon | C::Shared | C::Mem | C::Data | C::Text => Parts::MEMORY,
         C::ReadBytes | C::WriteBytes | C::Rchar | C::Wchar => Parts::IO,
         C::RunDelay | C::Vcsw | C::Ivcsw => Parts::THREADS,

@@ -10,10 +10,10 @@ use std::time::Instant;
 
 use kumo_abi::ProcessId;
 
-/// Which parts of a process are known. Each part costs one file of `/proc/<pid>`; the BPF collectors
-/// bring the first seven (all but the links and texts) in one pass.
+/// Which parts of a process are known. Each part costs about one file of `/proc/<pid>`; the BPF
+/// collectors bring all numbers in one pass.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Parts(u16);
+pub struct Parts(u32);
 
 impl Parts {
     /// Nothing.
@@ -22,7 +22,7 @@ impl Parts {
     pub const STAT: Parts = Parts(1);
     /// `statm` and its like: exact resident memory and its kinds.
     pub const MEMORY: Parts = Parts(1 << 1);
-    /// `status`: user and group ids, capabilities, switches, swap, seccomp.
+    /// `status`, first part: user and group ids, swap, locked memory, stack.
     pub const STATUS: Parts = Parts(1 << 2);
     /// `io`. Needs the right to trace the process.
     pub const IO: Parts = Parts(1 << 3);
@@ -46,10 +46,23 @@ impl Parts {
     pub const OOM_SCORE: Parts = Parts(1 << 12);
     /// `wchan`.
     pub const WCHAN: Parts = Parts(1 << 13);
+    /// `status`, second part: capabilities, seccomp, number in the innermost PID namespace.
+    pub const SECURITY: Parts = Parts(1 << 14);
+    /// Effective user and group: the owner of `/proc/<pid>`, which is cheaper than `status`.
+    pub const OWNER: Parts = Parts(1 << 15);
+    /// Locked memory. Nobody has any on most hosts, which is cheaper to know than `status`.
+    pub const LOCKED: Parts = Parts(1 << 16);
     /// CPU use since an earlier reading; of a table, not of a row.
-    pub const CPU: Parts = Parts(1 << 14);
+    pub const CPU: Parts = Parts(1 << 17);
     /// All that a scan can bring for every row.
-    pub const EVERY_ROW: Parts = Parts((Self::CGROUP.0 << 1) - 1);
+    pub const EVERY_ROW: Parts =
+        Parts(((Self::CGROUP.0 << 1) - 1) | Self::SECURITY.0 | Self::OWNER.0 | Self::LOCKED.0);
+    /// What the BPF collectors bring with every scan.
+    pub const BASE: Parts =
+        Parts(Self::STAT.0 | Self::MEMORY.0 | Self::STATUS.0 | Self::OWNER.0 | Self::LOCKED.0);
+    /// What they bring with a scan that asks for any of it.
+    pub const MORE: Parts =
+        Parts(Self::SECURITY.0 | Self::IO.0 | Self::THREADS.0 | Self::NAMESPACES.0 | Self::AUDIT.0);
     /// What is fetched for the rows that leave only, one by one, whatever the collector.
     pub const LATE: Parts =
         Parts(Self::EXE.0 | Self::CWD.0 | Self::ROOT.0 | Self::OOM_SCORE.0 | Self::WCHAN.0);
@@ -240,15 +253,15 @@ pub struct Process {
     pub comm: Comm,
     /// [`Parts::MEMORY`].
     pub memory: Memory,
-    /// [`Parts::STATUS`]: user ids.
+    /// [`Parts::STATUS`]: user ids; the effective one is [`Parts::OWNER`].
     pub uid: Ids,
-    /// [`Parts::STATUS`]: group ids.
+    /// [`Parts::STATUS`]: group ids; the effective one is [`Parts::OWNER`].
     pub gid: Ids,
-    /// [`Parts::STATUS`]: process number in its innermost PID namespace.
+    /// [`Parts::SECURITY`]: process number in its innermost PID namespace.
     pub nspid: i32,
     /// [`Parts::STATUS`]: swap, bytes.
     pub swap: u64,
-    /// [`Parts::STATUS`]: locked memory, bytes.
+    /// [`Parts::LOCKED`]: locked memory, bytes.
     pub locked: u64,
     /// [`Parts::STATUS`]: stack, bytes.
     pub stack: u64,
@@ -256,11 +269,11 @@ pub struct Process {
     pub vcsw: u64,
     /// [`Parts::THREADS`]: involuntary context switches.
     pub ivcsw: u64,
-    /// [`Parts::STATUS`]: capabilities.
+    /// [`Parts::SECURITY`]: capabilities.
     pub caps: Capabilities,
-    /// [`Parts::STATUS`]: 0 disabled, 1 strict, 2 filter.
+    /// [`Parts::SECURITY`]: 0 disabled, 1 strict, 2 filter.
     pub seccomp: u8,
-    /// [`Parts::STATUS`]: no new privileges.
+    /// [`Parts::SECURITY`]: no new privileges.
     pub no_new_privs: bool,
     /// [`Parts::IO`].
     pub io: Io,

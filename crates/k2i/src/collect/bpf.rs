@@ -14,9 +14,9 @@ use aya::programs::{Iter, ProgramError};
 use aya::{Btf, Ebpf, EbpfLoader};
 
 use super::proc::ProcFs;
-use super::records::{self, Line, LineKey, Records};
+use super::records::{self, Aside, Line, LineKey, Records};
 use super::{CollectorKind, Scan};
-use crate::table::{CMDLINE_KEPT_BYTES_MAX, Parts, Process};
+use crate::table::{Parts, Process};
 
 /// The compiled programs. `bpf/build` makes it and, with `--check`, compares it.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../bpf/task.bpf.o");
@@ -40,12 +40,15 @@ pub(crate) struct BpfCollector {
     ebpf: Ebpf,
     sleepable: bool,
     page_bytes: u64,
-    lines: HashMap<i32, KnownLine>,
+    /// Ascending by pid.
+    lines: Vec<KnownLine>,
     /// How many processes had a line in the last pass.
     lines_last: usize,
     cgroups: HashMap<(u64, u64), Arc<[u8]>>,
-    /// The stream of the last pass; its capacity is kept.
+    /// What the last pass wrote, and room for the next.
     stream: Vec<u8>,
+    /// Whether passes bring [`Parts::MORE`]; a copy of what the programs see.
+    more: bool,
     /// Processes that `/proc` shows and the iterator does not: hardened kernels hide some.
     hidden: Vec<i32>,
     hidden_checked: Instant,
@@ -54,11 +57,19 @@ pub(crate) struct BpfCollector {
 /// A command line that was read, and by what to know that it is still the same.
 #[derive(Debug)]
 struct KnownLine {
+    pid: i32,
     key: LineKey,
-    /// It was running when it was read, and may have gone on writing.
+    /// Another of its threads may have written it after it was read and before its time was.
     doubtful: bool,
     line: Option<Arc<[u8]>>,
     long: bool,
+}
+
+impl KnownLine {
+    /// Whether it is the line of this row now.
+    fn is_of(&self, row: &Process, aside: &Aside) -> bool {
+        self.pid == row.pid && self.key == aside.line_key && !self.doubtful
+    }
 }
 
 impl BpfCollector {
@@ -86,13 +97,15 @@ impl BpfCollector {
             ebpf,
             sleepable,
             page_bytes: rustix::param::page_size() as u64,
-            lines: HashMap::new(),
+            lines: Vec::new(),
             lines_last: 0,
             cgroups: HashMap::new(),
             stream: Vec::new(),
+            more: true,
             hidden: Vec::new(),
             hidden_checked: Instant::now(),
         };
+        collector.set_more(false).map_err(|error| explain(&error))?;
         // A kernel may load what it then refuses to run, or to show.
         collector.find_hidden(proc).map_err(|error| explain(&error))?;
         if collector.hidden.len() > HIDDEN_MAX {
@@ -120,6 +133,8 @@ impl BpfCollector {
         if self.hidden_checked.elapsed() > HIDDEN_CHECK {
             self.find_hidden(proc)?;
         }
+        let more = parts.intersects(Parts::MORE | Parts::CGROUP);
+        self.set_more(more).map_err(io::Error::other)?;
         let lines = parts.contains(Parts::CMDLINE);
         // After a start, or a long while without such a question, most lines are unknown.
         let mostly_unknown = self.lines.len() <= self.lines_last / 2;
@@ -133,14 +148,9 @@ impl BpfCollector {
         }
         self.lines_last = records.asides.iter().filter(|aside| aside.line != Line::None).count();
         let mut rows = records.rows;
-        let mut have = Parts::STAT
-            | Parts::STATUS
-            | Parts::IO
-            | Parts::THREADS
-            | Parts::NAMESPACES
-            | Parts::AUDIT;
-        if records.rss_exact || parts.contains(Parts::MEMORY) {
-            have |= Parts::MEMORY;
+        let mut have = if more { Parts::BASE | Parts::MORE } else { Parts::BASE };
+        if !records.rss_exact && !parts.contains(Parts::MEMORY) {
+            have = have.without(Parts::MEMORY);
         }
         if !records.rss_exact && parts.contains(Parts::MEMORY) {
             for row in &mut rows {
@@ -164,6 +174,19 @@ impl BpfCollector {
         Ok(Scan { rows, parts: have })
     }
 
+    /// Tells the programs whether to bring [`Parts::MORE`].
+    fn set_more(&mut self, more: bool) -> Result<(), aya::maps::MapError> {
+        if self.more != more {
+            let map = self
+                .ebpf
+                .map_mut("control")
+                .ok_or(aya::maps::MapError::InvalidName { name: "control".to_owned() })?;
+            aya::maps::Array::<_, u32>::try_from(map)?.set(0, u32::from(more), 0)?;
+            self.more = more;
+        }
+        Ok(())
+    }
+
     /// One walk of the kernel over all its tasks.
     fn pass(&mut self, lines: bool) -> io::Result<Records> {
         let name = if lines { "numbers_and_lines" } else { "numbers" };
@@ -175,11 +198,10 @@ impl BpfCollector {
         let link = program.attach().map_err(io::Error::other)?;
         let link = program.take_link(link).map_err(io::Error::other)?;
         let mut file = link.into_file().map_err(io::Error::other)?;
-        self.stream.clear();
         let mut len = 0;
         loop {
             if self.stream.len() < len + READ_BYTES {
-                self.stream.resize((len + READ_BYTES).max(self.stream.capacity()), 0);
+                self.stream.resize((len + READ_BYTES).max(self.stream.len() * 2), 0);
             }
             match file.read(&mut self.stream[len..]) {
                 Ok(0) => break,
@@ -190,29 +212,29 @@ impl BpfCollector {
                 Err(error) => return Err(error),
             }
         }
-        self.stream.truncate(len);
-        records::read(&self.stream, self.page_bytes).map_err(|malformed| {
+        records::read(&self.stream[..len], self.page_bytes).map_err(|malformed| {
             io::Error::other(format!("malformed record at byte {}", malformed.offset))
         })
     }
 
-    /// Whether the line that is remembered for a row is its line now.
-    fn known(&self, row: &Process, key: LineKey) -> Option<&KnownLine> {
-        self.lines.get(&row.pid).filter(|known| known.key == key && !known.doubtful)
-    }
-
+    /// How many lines must be read anew.
     fn stale_lines(&self, records: &Records) -> usize {
-        let rows = records.rows.iter().zip(&records.asides);
-        let stale = |(row, aside): &(&Process, &records::Aside)| {
-            aside.line == Line::Elsewhere && self.known(row, aside.line_key).is_none()
+        let mut known = self.lines.iter().peekable();
+        let stale = |(row, aside): &(&Process, &Aside)| {
+            while known.next_if(|line| line.pid < row.pid).is_some() {}
+            let same = known.peek().is_some_and(|line| line.is_of(row, aside));
+            aside.line == Line::Elsewhere && !same
         };
-        rows.filter(stale).count()
+        records.rows.iter().zip(&records.asides).filter(stale).count()
     }
 
     fn put_lines(&mut self, proc: &ProcFs, records: &mut Records) {
-        let mut lines = HashMap::with_capacity(records.rows.len());
+        let mut known = std::mem::take(&mut self.lines).into_iter().peekable();
+        self.lines.reserve(records.rows.len());
         for (row, aside) in records.rows.iter_mut().zip(&records.asides) {
-            let known = match aside.line {
+            while known.next_if(|line| line.pid < row.pid).is_some() {}
+            let before = known.next_if(|line| line.pid == row.pid);
+            let line = match aside.line {
                 Line::None => {
                     row.have |= Parts::CMDLINE;
                     continue;
@@ -220,56 +242,58 @@ impl BpfCollector {
                 Line::At(start, end) => {
                     // The same text as before keeps its memory: most tables share most lines.
                     let text = &self.stream[start..end];
-                    let before = self.lines.remove(&row.pid).and_then(|known| known.line);
+                    let before = before.and_then(|known| known.line);
                     let line = before.filter(|line| **line == *text).unwrap_or_else(|| text.into());
                     KnownLine {
+                        pid: row.pid,
                         key: aside.line_key,
-                        doubtful: records::may_be_writing(row),
+                        doubtful: row.threads > 1,
                         line: Some(line),
                         long: false,
                     }
                 }
-                Line::Elsewhere => match self.lines.remove(&row.pid) {
-                    Some(known) if known.key == aside.line_key && !known.doubtful => known,
-                    _ => {
+                Line::Elsewhere => {
+                    if let Some(line) = before.filter(|line| line.is_of(row, aside)) {
+                        line
+                    } else {
                         proc.complete(row, Parts::CMDLINE);
                         if !row.have.contains(Parts::CMDLINE) && !row.cmdline_long {
                             continue; // It ended meanwhile.
                         }
                         KnownLine {
+                            pid: row.pid,
                             key: aside.line_key,
-                            doubtful: records::may_be_writing(row),
+                            doubtful: false,
                             line: row.cmdline.clone(),
                             long: row.cmdline_long,
                         }
                     }
-                },
+                }
             };
-            row.cmdline.clone_from(&known.line);
-            row.cmdline_long = known.long;
-            if !known.long {
+            row.cmdline.clone_from(&line.line);
+            row.cmdline_long = line.long;
+            if !line.long {
                 row.have |= Parts::CMDLINE;
             }
-            debug_assert!(row.cmdline.as_ref().is_none_or(|l| l.len() <= CMDLINE_KEPT_BYTES_MAX));
-            lines.insert(row.pid, known);
+            self.lines.push(line);
         }
-        self.lines = lines;
     }
 
     /// Processes in the same control groups share one text, read once.
-    fn put_cgroups(&mut self, proc: &ProcFs, rows: &mut [Process], asides: &[records::Aside]) {
+    fn put_cgroups(&mut self, proc: &ProcFs, rows: &mut [Process], asides: &[Aside]) {
         let mut seen = HashMap::with_capacity(self.cgroups.len());
         for (row, aside) in rows.iter_mut().zip(asides) {
-            let known = self.cgroups.get(&aside.cgroup_key);
-            if let Some(text) = seen.get(&aside.cgroup_key).or(known) {
-                row.cgroup = Some(Arc::clone(text));
+            let known = |groups: &HashMap<_, Arc<[u8]>>| groups.get(&aside.cgroup_key?).cloned();
+            if let Some(text) = known(&seen).or_else(|| known(&self.cgroups)) {
+                row.cgroup = Some(text);
                 row.have |= Parts::CGROUP;
             } else {
                 proc.complete(row, Parts::CGROUP);
             }
             // A zombie has left its groups; what it shows must not speak for the living.
-            if let Some(text) = row.cgroup.clone().filter(|_| row.state != b'Z') {
-                seen.insert(aside.cgroup_key, text);
+            let living = row.cgroup.clone().filter(|_| row.state != b'Z');
+            if let Some((key, text)) = aside.cgroup_key.zip(living) {
+                seen.insert(key, text);
             }
         }
         self.cgroups = seen;

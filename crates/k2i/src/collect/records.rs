@@ -5,7 +5,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::table::{Capabilities, Comm, Ids, Io, Memory, Namespaces, PF_KTHREAD, Parts, Process};
+use crate::table::{Capabilities, Comm, Ids, Memory, Namespaces, Parts, Process};
 
 const RECORD_PROCESS: u16 = 1;
 const RECORD_THREAD: u16 = 2;
@@ -15,6 +15,7 @@ const TAIL_NAME: u16 = 1 << 1;
 const LINE_ELSEWHERE: u16 = 1 << 2;
 const HAS_MM: u16 = 1 << 3;
 const RSS_EXACT: u16 = 1 << 4;
+const HAS_MORE: u16 = 1 << 5;
 
 /// What every record begins with.
 #[repr(C)]
@@ -34,6 +35,12 @@ struct Sums {
     exec_ns: u64,
     min_flt: u64,
     maj_flt: u64,
+}
+
+/// The same, for what few questions ask.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
+struct MoreSums {
     vcsw: u64,
     ivcsw: u64,
     run_delay_ns: u64,
@@ -44,6 +51,7 @@ struct Sums {
     cancelled_write_bytes: u64,
 }
 
+/// Followed by [`MoreSums`] if `HAS_MORE`.
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
 struct ThreadRecord {
@@ -51,6 +59,23 @@ struct ThreadRecord {
     pid: i32,
     tid: i32,
     sums: Sums,
+}
+
+/// Follows a [`ProcessRecord`] if `HAS_MORE`.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct ProcessMore {
+    caps: [u64; 5],
+    sums: MoreSums,
+    cgroup_set: u64,
+    cgroup_ids: u64,
+    ns: [u32; 8],
+    nspid: i32,
+    seccomp: u32,
+    no_new_privs: u32,
+    loginuid: u32,
+    oom_score_adj: i32,
+    pad: u32,
 }
 
 #[repr(C)]
@@ -62,7 +87,6 @@ struct ProcessRecord {
     pgrp: i32,
     session: i32,
     tpgid: i32,
-    nspid: i32,
     tty_nr: u32,
     task_flags: u32,
     state: u32,
@@ -74,17 +98,10 @@ struct ProcessRecord {
     policy: u32,
     cpu: u32,
     exit_signal: i32,
-    seccomp: u32,
-    no_new_privs: u32,
-    loginuid: u32,
-    oom_score_adj: i32,
     uid: [u32; 4],
     gid: [u32; 4],
-    ns: [u32; 8],
-    pad: u32,
     start_ns: u64,
     exec_id: u64,
-    caps: [u64; 5],
     sums: Sums,
     prev_utime_ns: u64,
     prev_stime_ns: u64,
@@ -103,8 +120,6 @@ struct ProcessRecord {
     arg_start: u64,
     arg_end: u64,
     rss: [i64; 4],
-    cgroup_set: u64,
-    cgroup_ids: u64,
     comm: [u8; 16],
 }
 
@@ -120,7 +135,8 @@ pub(crate) enum Line {
 }
 
 /// By what it is known that a command line has not changed. A process changes its own, and to do so
-/// it must run: while its CPU time stands still, so does its command line.
+/// it must run: while its CPU time stands still, so does its command line. The time is taken before
+/// the line is read; what changes after moves it on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct LineKey {
     pub(crate) start_ns: u64,
@@ -136,7 +152,7 @@ pub(crate) struct Aside {
     pub(crate) line: Line,
     pub(crate) line_key: LineKey,
     /// Tasks with equal keys are in the same control groups.
-    pub(crate) cgroup_key: (u64, u64),
+    pub(crate) cgroup_key: Option<(u64, u64)>,
     prev_utime_ns: u64,
     prev_stime_ns: u64,
 }
@@ -160,7 +176,7 @@ pub(crate) struct Malformed {
 /// Reads a whole stream.
 pub(crate) fn read(stream: &[u8], page_bytes: u64) -> Result<Records, Malformed> {
     let mut records = Records { rss_exact: true, ..Records::default() };
-    let mut threads: Vec<(i32, Sums)> = Vec::new();
+    let mut threads: Vec<(i32, Sums, MoreSums)> = Vec::new();
     let mut offset = 0;
     while offset < stream.len() {
         let malformed = Malformed { offset };
@@ -172,14 +188,24 @@ pub(crate) fn read(stream: &[u8], page_bytes: u64) -> Result<Records, Malformed>
         match head.kind {
             RECORD_PROCESS => {
                 let fixed: ProcessRecord = read_pod(record).ok_or(Malformed { offset })?;
-                let tail = (offset + size_of::<ProcessRecord>(), offset + len);
+                let rest = &record[size_of::<ProcessRecord>()..];
+                let has_more = head.flags & HAS_MORE != 0;
+                let more: Option<ProcessMore> =
+                    if has_more { Some(read_pod(rest).ok_or(Malformed { offset })?) } else { None };
+                let tail = &rest[if has_more { size_of::<ProcessMore>() } else { 0 }..];
                 records.rss_exact &= fixed.head.flags & (RSS_EXACT | HAS_MM) != HAS_MM;
-                records.asides.push(aside(&fixed, tail));
-                records.rows.push(row(&fixed, &stream[tail.0..tail.1], page_bytes));
+                let tail_at = (offset + len - tail.len(), offset + len);
+                records.asides.push(aside(&fixed, more.as_ref(), tail_at));
+                let mut row = row(&fixed, tail, page_bytes);
+                if let Some(more) = &more {
+                    add_more(&mut row, more);
+                }
+                records.rows.push(row);
             }
             RECORD_THREAD => {
                 let thread: ThreadRecord = read_pod(record).ok_or(Malformed { offset })?;
-                threads.push((thread.pid, thread.sums));
+                let more = &record[size_of::<ThreadRecord>()..];
+                threads.push((thread.pid, thread.sums, read_pod(more).unwrap_or_default()));
             }
             _ => return Err(Malformed { offset }),
         }
@@ -214,9 +240,9 @@ fn order(records: &mut Records) {
     (records.rows, records.asides) = both.into_iter().unzip();
 }
 
-fn add_threads(records: &mut Records, threads: &[(i32, Sums)]) {
+fn add_threads(records: &mut Records, threads: &[(i32, Sums, MoreSums)]) {
     let mut index = 0;
-    for (pid, sums) in threads {
+    for (pid, sums, more) in threads {
         // Threads of one process come together as a rule.
         if records.rows.get(index).is_none_or(|row| row.pid != *pid) {
             match records.rows.binary_search_by_key(pid, |row| row.pid) {
@@ -230,15 +256,33 @@ fn add_threads(records: &mut Records, threads: &[(i32, Sums)]) {
         aside.line_key.exec_ns += sums.exec_ns;
         row.min_flt += sums.min_flt;
         row.maj_flt += sums.maj_flt;
-        row.vcsw += sums.vcsw;
-        row.ivcsw += sums.ivcsw;
-        row.run_delay_ns += sums.run_delay_ns;
-        row.io.rchar += sums.rchar;
-        row.io.wchar += sums.wchar;
-        row.io.read_bytes += sums.read_bytes;
-        row.io.write_bytes += sums.write_bytes;
-        row.io.cancelled_write_bytes += sums.cancelled_write_bytes;
+        add_sums(row, more);
     }
+}
+
+fn add_sums(row: &mut Process, more: &MoreSums) {
+    row.vcsw += more.vcsw;
+    row.ivcsw += more.ivcsw;
+    row.run_delay_ns += more.run_delay_ns;
+    row.io.rchar += more.rchar;
+    row.io.wchar += more.wchar;
+    row.io.read_bytes += more.read_bytes;
+    row.io.write_bytes += more.write_bytes;
+    row.io.cancelled_write_bytes += more.cancelled_write_bytes;
+}
+
+fn add_more(row: &mut Process, more: &ProcessMore) {
+    let [inheritable, permitted, effective, bounding, ambient] = more.caps;
+    let [mnt, pid, net, uts, ipc, user, cgroup, time] = more.ns;
+    row.have |= Parts::MORE;
+    row.caps = Capabilities { inheritable, permitted, effective, bounding, ambient };
+    row.ns = Namespaces { mnt, pid, net, uts, ipc, user, cgroup, time };
+    row.nspid = more.nspid;
+    row.seccomp = more.seccomp as u8;
+    row.no_new_privs = more.no_new_privs != 0;
+    row.loginuid = more.loginuid;
+    row.oom_score_adj = more.oom_score_adj as i16;
+    add_sums(row, &more.sums);
 }
 
 /// Scales sampled user and system time to the exact run time, as `cputime_adjust()` of
@@ -266,7 +310,7 @@ fn scale((utime, stime): (u64, u64), exec: u64, prev: (u64, u64)) -> (u64, u64) 
     (user, system)
 }
 
-fn aside(record: &ProcessRecord, tail: (usize, usize)) -> Aside {
+fn aside(record: &ProcessRecord, more: Option<&ProcessMore>, tail: (usize, usize)) -> Aside {
     let flags = record.head.flags;
     let line = if flags & TAIL_LINE != 0 {
         Line::At(tail.0, tail.1)
@@ -284,7 +328,7 @@ fn aside(record: &ProcessRecord, tail: (usize, usize)) -> Aside {
             arg_end: record.arg_end,
             exec_ns: record.sums.exec_ns,
         },
-        cgroup_key: (record.cgroup_set, record.cgroup_ids),
+        cgroup_key: more.map(|more| (more.cgroup_set, more.cgroup_ids)),
         prev_utime_ns: record.prev_utime_ns,
         prev_stime_ns: record.prev_stime_ns,
     }
@@ -294,17 +338,12 @@ fn row(record: &ProcessRecord, tail: &[u8], page_bytes: u64) -> Process {
     let ids = |ids: [u32; 4]| Ids { real: ids[0], effective: ids[1], saved: ids[2], fs: ids[3] };
     let rss = record.rss.map(|pages| pages.max(0) as u64 * page_bytes);
     let [file, anon, swap, shmem] = rss;
-    let [mnt, pid_ns, net, uts, ipc, user, cgroup, time] = record.ns;
-    let [inheritable, permitted, effective, bounding, ambient] = record.caps;
     let name = if record.head.flags & TAIL_NAME != 0 { tail } else { &record.comm };
     let name = &name[..memchr::memchr(0, name).unwrap_or(name.len())];
     // The kernel shows its own addresses to nobody who may not trace the process; we show none.
     let code_pages = record.end_code.div_ceil(page_bytes) - record.start_code / page_bytes;
-    let mut have =
-        Parts::STAT | Parts::STATUS | Parts::IO | Parts::THREADS | Parts::NAMESPACES | Parts::AUDIT;
-    if record.head.flags & HAS_MM == 0 || record.head.flags & RSS_EXACT != 0 {
-        have |= Parts::MEMORY;
-    }
+    let inexact = record.head.flags & (HAS_MM | RSS_EXACT) == HAS_MM;
+    let have = if inexact { Parts::BASE.without(Parts::MEMORY) } else { Parts::BASE };
     Process {
         have,
         pid: record.pid,
@@ -345,26 +384,9 @@ fn row(record: &ProcessRecord, tail: &[u8], page_bytes: u64) -> Process {
         },
         uid: ids(record.uid),
         gid: ids(record.gid),
-        nspid: record.nspid,
         swap,
         locked: record.locked_vm * page_bytes,
         stack: record.stack_vm * page_bytes,
-        vcsw: record.sums.vcsw,
-        ivcsw: record.sums.ivcsw,
-        caps: Capabilities { inheritable, permitted, effective, bounding, ambient },
-        seccomp: record.seccomp as u8,
-        no_new_privs: record.no_new_privs != 0,
-        io: Io {
-            rchar: record.sums.rchar,
-            wchar: record.sums.wchar,
-            read_bytes: record.sums.read_bytes,
-            write_bytes: record.sums.write_bytes,
-            cancelled_write_bytes: record.sums.cancelled_write_bytes,
-        },
-        run_delay_ns: record.sums.run_delay_ns,
-        ns: Namespaces { mnt, pid: pid_ns, net, uts, ipc, user, cgroup, time },
-        loginuid: record.loginuid,
-        oom_score_adj: record.oom_score_adj as i16,
         ..Process::default()
     }
 }
@@ -384,11 +406,6 @@ fn state_letter(state: u32, exit_state: u32) -> u8 {
         (state | exit_state) & REPORT
     };
     b"RSDTtXZP"[(u32::BITS - shown.leading_zeros()) as usize]
-}
-
-/// Whether a row that is running right now may be rewriting its command line this very moment.
-pub(crate) fn may_be_writing(row: &Process) -> bool {
-    row.state == b'R' && row.flags & PF_KTHREAD == 0
 }
 
 #[cfg(test)]
