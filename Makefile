@@ -29,7 +29,7 @@ test: ## Install what the tests need and run all of them
 	@scripts/install-deps test
 	@# It ends with 2 when its compiler is not there; then the committed object is taken as it is.
 	@crates/k2i/bpf/build --check || [ $$? = 2 ]
-	$(CARGO) test --workspace --locked
+	$(CARGO) test --workspace --locked --no-fail-fast
 
 bench-k2i: ## Compare our process table with ps and others; writes docs/BENCHMARKS.md
 	@scripts/install-deps run
