@@ -45,7 +45,9 @@ lint: ## Check format, lints, documentation and, where cargo-deny is installed, 
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked --quiet
 	@if command -v cargo-deny >/dev/null; then $(CARGO) deny --locked check; fi
 
-install: build ## Install kumo and k2i under PREFIX (default /usr/local)
+install: ## Install kumo and k2i under PREFIX (default /usr/local)
+	@# What is built is taken as it is: root often has no cargo.
+	@[ -x "$(TARGET_DIR)/release/kumo" ] && [ -x "$(TARGET_DIR)/release/k2i" ] || $(MAKE) build
 	install -d "$(DESTDIR)$(PREFIX)/bin"
 	install -m 755 "$(TARGET_DIR)/release/kumo" "$(TARGET_DIR)/release/k2i" "$(DESTDIR)$(PREFIX)/bin/"
 
