@@ -37,7 +37,7 @@ const INTEREST: Duration = Duration::from_secs(60);
 
 /// Size of the pieces in which an answer is written. Larger ones save nothing and cost memory for
 /// each of a thousand readers.
-const PIECE_BYTES: usize = 48 * 1024;
+const PIECE_BYTES: usize = 128 * 1024;
 
 /// How to open an engine.
 #[derive(Clone, Debug)]

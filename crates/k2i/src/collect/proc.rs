@@ -4,13 +4,14 @@
 //! one descriptor of its directory, so a number that is reused in between cannot mix two processes:
 //! the descriptor of a process that ended answers `ESRCH`, and the row is dropped.
 
+use std::collections::HashMap;
 use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use kumo_abi::TICK_NS;
 use kumo_abi::limits::CMDLINE_BYTES_MAX;
+use kumo_abi::{ProcessId, TICK_NS};
 use rustix::fs::{CWD, Mode, OFlags, RawDir, openat, readlinkat_raw};
 use rustix::io::Errno;
 
@@ -36,6 +37,18 @@ pub(crate) struct ProcFs {
     threads: usize,
     /// Kept from the last scan, ascending by pid.
     kept: Mutex<Vec<Slot>>,
+    census: Mutex<Option<Arc<Census>>>,
+}
+
+/// Who has locked memory. Reading it of everyone costs a third of a scan, and it hardly ever changes:
+/// while the kernel's sum over all processes stays the same, so does this. The kernel brings that sum
+/// up to date once a second.
+#[derive(Debug)]
+struct Census {
+    /// `Mlocked` of `/proc/meminfo`, KiB.
+    sum_kib: u64,
+    /// Bytes by identity; the others have none.
+    locked: HashMap<ProcessId, u64>,
 }
 
 /// A process to be read, and its directory if it is open. The descriptor of a process that ended
@@ -55,16 +68,24 @@ impl ProcFs {
         openat(&root, c"self/stat", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
         let cpus = std::thread::available_parallelism().map_or(1, usize::from);
         let page_bytes = rustix::param::page_size() as u64;
-        Ok(ProcFs { root, page_bytes, threads: cpus.min(THREADS_MAX), kept: Mutex::default() })
+        Ok(ProcFs {
+            root,
+            page_bytes,
+            threads: cpus.min(THREADS_MAX),
+            kept: Mutex::default(),
+            census: Mutex::default(),
+        })
     }
 
     /// Reads all processes, ascending by pid. Large tables are read by several threads.
     pub(crate) fn scan(&self, parts: Parts) -> io::Result<Vec<Process>> {
         let mut slots = self.slots()?;
-        let nobody_locks = parts.intersects(Parts::LOCKED) && self.nobody_locks();
+        let sum_kib = self.locked_kib();
+        let counted = self.census.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let counted = counted.filter(|census| Some(census.sum_kib) == sum_kib);
         let threads = (slots.len() / PIDS_PER_THREAD_MIN).clamp(1, self.threads);
         let read = |slots: &mut [Slot]| {
-            let mut reader = Reader { nobody_locks, ..Reader::new(self) };
+            let mut reader = Reader { census: counted.as_deref(), ..Reader::new(self) };
             slots.iter_mut().filter_map(|slot| reader.read(slot, parts)).collect::<Vec<_>>()
         };
         // Neighbours by number are alike (a crowd of one program), so equal shares take equal times.
@@ -80,6 +101,13 @@ impl ProcFs {
             }
         });
         self.keep(slots);
+        if let Some(sum_kib) =
+            sum_kib.filter(|_| counted.is_none() && parts.contains(Parts::LOCKED))
+        {
+            let locked = rows.iter().filter(|row| row.locked > 0).map(|row| (row.id(), row.locked));
+            let census = Census { sum_kib, locked: locked.collect() };
+            *self.census.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(census));
+        }
         Ok(rows)
     }
 
@@ -105,12 +133,12 @@ impl ProcFs {
         *self.kept.lock().unwrap_or_else(PoisonError::into_inner) = slots;
     }
 
-    /// Whether no process of this host has locked memory.
-    fn nobody_locks(&self) -> bool {
+    /// Locked memory of all processes together, KiB.
+    fn locked_kib(&self) -> Option<u64> {
         let mut reader = Reader::new(self);
-        let text = reader.slurp(self.root.as_fd(), c"meminfo").unwrap_or_default();
-        let at = memchr::memmem::find(text, b"\nMlocked:");
-        at.and_then(|at| Digits(&text[at..]).next()) == Some(0)
+        let text = reader.slurp(self.root.as_fd(), c"meminfo").ok()?;
+        let at = memchr::memmem::find(text, b"\nMlocked:")?;
+        Digits(&text[at..]).next()
     }
 
     /// Reads one process; `None` if it is gone.
@@ -151,13 +179,13 @@ impl ProcFs {
 struct Reader<'p> {
     proc: &'p ProcFs,
     buffer: Vec<u8>,
-    /// It is known that no process has locked memory.
-    nobody_locks: bool,
+    /// Who has locked memory, if that is known.
+    census: Option<&'p Census>,
 }
 
 impl<'p> Reader<'p> {
     fn new(proc: &'p ProcFs) -> Reader<'p> {
-        Reader { proc, buffer: vec![0; 16 * 1024], nobody_locks: false }
+        Reader { proc, buffer: vec![0; 16 * 1024], census: None }
     }
 
     fn directory(&self, pid: i32) -> Result<OwnedFd, Errno> {
@@ -217,16 +245,16 @@ impl<'p> Reader<'p> {
             row.memory = parsed.unwrap_or_default();
             row.have |= if parsed.is_some() { Parts::MEMORY } else { Parts::NONE };
         }
-        let nobody_locks = self.nobody_locks;
-        let locked = wants(Parts::LOCKED) && !nobody_locks;
-        if (missing.intersects(Parts::STATUS | Parts::SECURITY) || locked)
+        if let Some(census) = self.census.filter(|_| wants(Parts::LOCKED)) {
+            row.locked = census.locked.get(&row.id()).copied().unwrap_or(0);
+            row.have |= Parts::LOCKED;
+        }
+        let uncounted = wants(Parts::LOCKED) && self.census.is_none();
+        if (missing.intersects(Parts::STATUS | Parts::SECURITY) || uncounted)
             && let Some(text) = self.part(dir, c"status")?
         {
             parse_status(text, row);
             row.have |= Parts::STATUS | Parts::SECURITY | Parts::OWNER | Parts::LOCKED;
-        }
-        if wants(Parts::LOCKED) && nobody_locks {
-            row.have |= Parts::LOCKED; // None.
         }
         if wants(Parts::OWNER) && !row.have.contains(Parts::OWNER) {
             // The kernel gives this directory, and no other, always the effective ids
