@@ -42,7 +42,7 @@ fmt: ## Format the code
 lint: ## Check format, lints, documentation and, where cargo-deny is installed, dependencies
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
-	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked --quiet
+	RUSTDOCFLAGS="-D warnings -A rustdoc::private-intra-doc-links" $(CARGO) doc --workspace --no-deps --document-private-items --locked --quiet
 	@if command -v cargo-deny >/dev/null; then $(CARGO) deny --locked check; fi
 
 install: ## Install kumo and k2i under PREFIX (default /usr/local)

@@ -99,7 +99,7 @@ columns! {
     Rchar "rchar" [] Int Bytes "RCHAR" "Bytes that read calls returned, from anywhere";
     Wchar "wchar" [] Int Bytes "WCHAR" "Bytes that write calls took";
     Comm "comm" ["ucmd", "ucomm", "name"] Text None "COMMAND" "Name of the executable or thread, at most 15 bytes for user processes";
-    Cmdline "cmdline" ["args", "cmd", "command"] Text None "COMMAND" "Command line, arguments joined by blanks; [comm] for kernel threads and zombies";
+    Cmdline "cmdline" ["args", "cmd", "command"] Text None "COMMAND" "Command line, arguments joined by blanks; the name in brackets for kernel threads and zombies";
     Argv "argv" [] TextList None "ARGV" "Argument vector, as a list";
     Exe "exe" ["path"] Text None "EXE" "Executable file; ' (deleted)' behind it when it is gone";
     Cwd "cwd" [] Text None "CWD" "Working directory";
