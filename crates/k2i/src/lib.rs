@@ -18,4 +18,4 @@ mod table;
 
 pub use collect::{CollectorChoice, CollectorKind, Rung};
 pub use engine::{Answer, AskError, Engine, EngineConfig, Format, OpenError, Question};
-pub use table::{Parts, Process, Table};
+pub use table::{CommandLine, Parts, Process, Table};

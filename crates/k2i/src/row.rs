@@ -204,7 +204,7 @@ pub(crate) fn value<'a>(
         C::Comm => Value::text(row.comm.as_bytes()),
         C::Cmdline => command_line(row),
         C::Argv => match &row.cmdline {
-            Some(argv) => Value::TextList(Cow::Borrowed(argv)),
+            Some(line) => Value::TextList(Cow::Borrowed(line.argv())),
             None => Value::TextList(Cow::Borrowed(b"")),
         },
         C::Exe => late(row, |late| late.exe.as_deref()),
@@ -289,22 +289,14 @@ fn placement(row: &Process) -> Placement<'_> {
     cgroup::placement(row.cgroup.as_deref().unwrap_or_default())
 }
 
-/// The arguments joined by blanks, as people know it. Kernel threads and zombies have none: their
-/// name in brackets stands for it, as in ps.
+/// The command line. Kernel threads and zombies have none: their name in brackets stands for it, as in
+/// ps.
 fn command_line(row: &Process) -> Value<'_> {
-    let Some(argv) = &row.cmdline else {
+    let Some(line) = &row.cmdline else {
         let defunct: &[u8] = if row.state == b'Z' { b" <defunct>" } else { b"" };
         return Value::owned_text([b"[", row.comm.as_bytes(), b"]", defunct].concat());
     };
-    // A rewritten title is padded with NUL bytes to the length of the old arguments.
-    let end = argv.iter().rposition(|byte| *byte != 0 && *byte != b' ').map_or(0, |last| last + 1);
-    let mut line = argv[..end].to_vec();
-    for byte in &mut line {
-        if *byte == 0 {
-            *byte = b' ';
-        }
-    }
-    Value::Text(Cow::Owned(line))
+    Value::text(line.joined())
 }
 
 /// State and flags as ps(1) writes them under STAT.
@@ -407,6 +399,7 @@ fn civil(days: i64) -> (i64, i64, i64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::table::CommandLine;
 
     #[test]
     fn times() {
@@ -456,7 +449,7 @@ mod tests {
     #[test]
     fn command_lines() {
         let line = |argv: Option<&[u8]>, state| {
-            let row = Process { cmdline: argv.map(Arc::from), ..process(state) };
+            let row = Process { cmdline: argv.map(CommandLine::new), ..process(state) };
             match command_line(&row) {
                 Value::Text(text) => String::from_utf8_lossy(&text).into_owned(),
                 other => panic!("{other:?} is no text"),

@@ -285,8 +285,8 @@ pub struct Process {
     pub loginuid: u32,
     /// [`Parts::AUDIT`].
     pub oom_score_adj: i16,
-    /// [`Parts::CMDLINE`]: arguments, each ended by NUL; `None` for kernel threads and zombies.
-    pub cmdline: Option<Arc<[u8]>>,
+    /// [`Parts::CMDLINE`]; `None` for kernel threads and zombies.
+    pub cmdline: Option<CommandLine>,
     /// The command line is there but longer than [`CMDLINE_KEPT_BYTES_MAX`]: a fetch brings it.
     pub cmdline_long: bool,
     /// [`Parts::CGROUP`]: the text of `/proc/<pid>/cgroup`, shared by all in the same groups.
@@ -373,6 +373,35 @@ impl Comm {
 impl std::fmt::Debug for Comm {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{:?}", String::from_utf8_lossy(self.as_bytes()))
+    }
+}
+
+/// A command line in both its forms, shared by all tables that have it: reading one copies nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CommandLine {
+    /// The joined form, then the arguments.
+    bytes: Arc<[u8]>,
+    joined_len: u32,
+}
+
+impl CommandLine {
+    /// Keeps arguments, each ended by NUL as the kernel has them.
+    pub fn new(argv: &[u8]) -> CommandLine {
+        // A rewritten title is padded with NUL bytes to the length of the old arguments.
+        let end = argv.iter().rposition(|byte| !matches!(byte, 0 | b' ')).map_or(0, |at| at + 1);
+        let joined = argv[..end].iter().map(|byte| if *byte == 0 { b' ' } else { *byte });
+        let bytes: Arc<[u8]> = joined.chain(argv.iter().copied()).collect();
+        CommandLine { joined_len: end as u32, bytes }
+    }
+
+    /// The arguments joined by blanks, without blanks at the end, as people know it.
+    pub fn joined(&self) -> &[u8] {
+        &self.bytes[..self.joined_len as usize]
+    }
+
+    /// The arguments, each ended by NUL; a title that was written over them as it is.
+    pub fn argv(&self) -> &[u8] {
+        &self.bytes[self.joined_len as usize..]
     }
 }
 

@@ -16,7 +16,7 @@ use aya::{Btf, Ebpf, EbpfLoader};
 use super::proc::ProcFs;
 use super::records::{self, Aside, Line, LineKey, Records};
 use super::{CollectorKind, Scan};
-use crate::table::{Parts, Process};
+use crate::table::{CommandLine, Parts, Process};
 
 /// The compiled programs. `bpf/build` makes it and, with `--check`, compares it.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../bpf/task.bpf.o");
@@ -61,7 +61,7 @@ struct KnownLine {
     key: LineKey,
     /// Another of its threads may have written it after it was read and before its time was.
     doubtful: bool,
-    line: Option<Arc<[u8]>>,
+    line: Option<CommandLine>,
     long: bool,
 }
 
@@ -243,7 +243,8 @@ impl BpfCollector {
                     // The same text as before keeps its memory: most tables share most lines.
                     let text = &self.stream[start..end];
                     let before = before.and_then(|known| known.line);
-                    let line = before.filter(|line| **line == *text).unwrap_or_else(|| text.into());
+                    let before = before.filter(|line| line.argv() == text);
+                    let line = before.unwrap_or_else(|| CommandLine::new(text));
                     KnownLine {
                         pid: row.pid,
                         key: aside.line_key,

@@ -184,7 +184,7 @@ mod tests {
             ("delay switches", format!("{} {} {}", row.run_delay_ns, row.vcsw, row.ivcsw)),
             ("ns", ns.map_or(String::new(), |ns| format!("{ns:?}"))),
             ("audit", format!("{} {}", row.loginuid, row.oom_score_adj)),
-            ("cmdline", format!("{:?}", row.cmdline.as_deref().map(String::from_utf8_lossy))),
+            ("cmdline", format!("{:?}", row.cmdline)),
             ("cgroup", format!("{:?}", row.cgroup.as_deref().map(String::from_utf8_lossy))),
         ]
     }

@@ -16,7 +16,7 @@ use rustix::fs::{CWD, Mode, OFlags, RawDir, openat, readlinkat_raw};
 use rustix::io::Errno;
 
 use crate::table::{
-    CMDLINE_KEPT_BYTES_MAX, Comm, Ids, Io, Late, Memory, Namespaces, Parts, Process,
+    CMDLINE_KEPT_BYTES_MAX, Comm, CommandLine, Ids, Io, Late, Memory, Namespaces, Parts, Process,
 };
 
 /// Processes that one thread reads before a second one is worth its start (about 50 µs).
@@ -289,7 +289,7 @@ impl<'p> Reader<'p> {
         {
             // A second look at a long one is for a row that leaves.
             let long = text.len() > CMDLINE_KEPT_BYTES_MAX && !row.cmdline_long;
-            row.cmdline = (!text.is_empty() && !long).then(|| Arc::from(text));
+            row.cmdline = (!text.is_empty() && !long).then(|| CommandLine::new(text));
             row.have |= if long { Parts::NONE } else { Parts::CMDLINE };
             row.cmdline_long = long;
         }
@@ -664,7 +664,7 @@ mod tests {
         let row = rows.iter().find(|row| row.pid == own).expect("our own row");
         assert_eq!(row.ppid as u32, std::os::unix::process::parent_id());
         assert_eq!(row.uid.effective, rustix::process::geteuid().as_raw());
-        let argv = row.cmdline.as_deref().expect("we have arguments");
+        let argv = row.cmdline.as_ref().expect("we have arguments").argv();
         let first = std::env::args_os().next().expect("a name");
         assert!(argv.starts_with(first.as_encoded_bytes()));
         assert!(rows.windows(2).all(|pair| pair[0].pid < pair[1].pid), "ascending, no pid twice");

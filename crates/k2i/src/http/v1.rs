@@ -242,7 +242,7 @@ fn write_row(
     keys.int("cmin_flt", row.cmin_flt);
     keys.int("cmaj_flt", row.cmaj_flt);
     keys.text("environ", b"");
-    keys.texts("cmdline", row.cmdline.iter().flat_map(|list| text_list_items(list)));
+    keys.texts("cmdline", row.cmdline.iter().flat_map(|line| text_list_items(line.argv())));
     keys.texts("cgroup", row.cgroup.iter().flat_map(|text| cgroup_lines(text)));
     keys.text("supgid", b"");
     keys.text("supgrp", b"");
@@ -395,7 +395,7 @@ mod tests {
                 ..Default::default()
             },
             comm: Comm::new(b"\"><script>\xff"),
-            cmdline: Some(Arc::from(&b"sh\0\0-c\0"[..])),
+            cmdline: Some(crate::table::CommandLine::new(b"sh\0\0-c\0")),
             cgroup: Some(Arc::from(&b"1:name=systemd:/a\n0::/b\n"[..])),
             ..Process::default()
         };
