@@ -2,9 +2,12 @@
 //!
 //! Bytes that are not UTF-8 become U+FFFD as `String::from_utf8_lossy` would have it, so that the
 //! output is always UTF-8 and always JSON. `<`, `>` and `&` stay as they are: whoever puts an answer
-//! into a page has to escape it for that page.
+//! into a page has to escape it for that page. People do read answers on terminals, so nothing that
+//! a terminal obeys stays as it is: control characters, also those above ASCII, and those that turn
+//! the direction of writing are `\uXXXX`, which any reader of JSON turns back.
 
 use kumo_abi::{Value, text_list_items};
+use serde::Serialize;
 
 /// Appends `value` to `out`.
 pub(crate) fn write_value(out: &mut Vec<u8>, value: &Value<'_>) {
@@ -69,7 +72,9 @@ fn plain_len(text: &[u8]) -> usize {
         // can only mark bytes above one that is truly marked, so the lowest mark is exact.
         let quote = bytes ^ (ONES * u64::from(b'"'));
         let backslash = bytes ^ (ONES * u64::from(b'\\'));
+        // One more than DEL has its high bit set, and only a byte that is not ASCII carries over.
         let marks = (bytes.wrapping_sub(ONES * 0x20) & !bytes)
+            | bytes.wrapping_add(ONES)
             | (quote.wrapping_sub(ONES) & !quote)
             | (backslash.wrapping_sub(ONES) & !backslash)
             | bytes;
@@ -78,7 +83,7 @@ fn plain_len(text: &[u8]) -> usize {
         }
         len += 8;
     }
-    let special = |byte: &u8| matches!(byte, 0..0x20 | b'"' | b'\\' | 0x80..);
+    let special = |byte: &u8| matches!(byte, 0..0x20 | b'"' | b'\\' | 0x7f..);
     len + text[len..].iter().position(special).unwrap_or(text.len() - len)
 }
 
@@ -89,34 +94,68 @@ fn write_escape(out: &mut Vec<u8>, byte: u8) {
         b'\n' => b'n',
         b'\t' => b't',
         b'\r' => b'r',
-        _ => {
-            const HEX: &[u8; 16] = b"0123456789abcdef";
-            out.extend_from_slice(b"\\u00");
-            out.extend([HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]]);
-            return;
-        }
+        _ => return write_u(out, char::from(byte)),
     };
     out.extend([b'\\', short]);
 }
 
-/// Appends a run without ASCII bytes. The line separators U+2028 and U+2029 are escaped: JSON may
-/// hold them, but a reader of NDJSON might take them for the end of a line.
+/// Appends `\uXXXX`; `char` is within the first 65,536.
+fn write_u(out: &mut Vec<u8>, char: char) {
+    const HEX: &[u8; 16] = b"0123456789abcdef";
+    out.extend_from_slice(b"\\u");
+    let code = u32::from(char);
+    out.extend([12, 8, 4, 0].map(|shift| HEX[(code >> shift & 15) as usize]));
+}
+
+/// Whether a character that is not ASCII is escaped: C1 controls, which terminals obey like those of
+/// ASCII; what turns the direction of writing, so that a line shows what it is not; and the line
+/// separators, which a reader of NDJSON might take for the end of a line.
+fn is_escaped(char: char) -> bool {
+    matches!(
+        char,
+        '\u{80}'..='\u{9f}'
+            | '\u{61c}'
+            | '\u{200e}'
+            | '\u{200f}'
+            | '\u{2028}'..='\u{202e}'
+            | '\u{2066}'..='\u{2069}'
+    )
+}
+
+/// Appends text without controls of ASCII, escaping what [`is_escaped`] names.
+fn write_readable(out: &mut Vec<u8>, mut text: &str) {
+    while let Some(at) = text.find(is_escaped) {
+        let (plain, tail) = text.split_at(at);
+        out.extend_from_slice(plain.as_bytes());
+        let mut chars = tail.chars();
+        chars.next().into_iter().for_each(|char| write_u(out, char));
+        text = chars.as_str();
+    }
+    out.extend_from_slice(text.as_bytes());
+}
+
+/// Appends a run without ASCII bytes.
 fn write_non_ascii(out: &mut Vec<u8>, run: &[u8]) {
     for chunk in run.utf8_chunks() {
-        let mut rest = chunk.valid();
-        while let Some(at) = rest.find(['\u{2028}', '\u{2029}']) {
-            let (plain, tail) = rest.split_at(at);
-            let (separator, tail) = tail.split_at('\u{2028}'.len_utf8());
-            out.extend_from_slice(plain.as_bytes());
-            let escape: &[u8] = if separator == "\u{2028}" { b"\\u2028" } else { b"\\u2029" };
-            out.extend_from_slice(escape);
-            rest = tail;
-        }
-        out.extend_from_slice(rest.as_bytes());
+        write_readable(out, chunk.valid());
         if !chunk.invalid().is_empty() {
             out.extend_from_slice("\u{fffd}".as_bytes());
         }
     }
+}
+
+/// A document as JSON, with the same escapes. Empty where it is not one: a bug of ours.
+pub(crate) fn document(value: &impl Serialize) -> Vec<u8> {
+    let plain = serde_json::to_string(value).unwrap_or_default();
+    let mut out = Vec::with_capacity(plain.len());
+    // Such characters stand in strings only, and serde escapes the controls of ASCII but for DEL.
+    for (index, between) in plain.split('\x7f').enumerate() {
+        if index > 0 {
+            write_u(&mut out, '\x7f');
+        }
+        write_readable(&mut out, between);
+    }
+    out
 }
 
 #[cfg(test)]
@@ -144,7 +183,18 @@ mod tests {
             (Value::Float(f64::NEG_INFINITY), "null"),
             (Value::text(""), r#""""#),
             (Value::text("\"><script>&amp;"), r#""\"><script>&amp;""#),
-            (Value::text("a\\b\n\t\r\0\x1b[31m\x7f"), "\"a\\\\b\\n\\t\\r\\u0000\\u001b[31m\x7f\""),
+            (
+                Value::text("a\\b\n\t\r\0\x1b[31m\x7f"),
+                "\"a\\\\b\\n\\t\\r\\u0000\\u001b[31m\\u007f\"",
+            ),
+            (
+                Value::text("12345678\x7f\u{9b}2J\u{9f}\u{a0}"),
+                "\"12345678\\u007f\\u009b2J\\u009f\u{a0}\"",
+            ),
+            (
+                Value::text("\u{202e}a\u{2069}\u{200f}\u{200d}"),
+                "\"\\u202ea\\u2069\\u200f\u{200d}\"",
+            ),
             (Value::text("蜘蛛の巣"), "\"蜘蛛の巣\""),
             (Value::text("a\u{2028}b\u{2029}"), r#""a\u2028b\u2029""#),
             (Value::text(b"\xff\xfeok\xe2\x80"), "\"\u{fffd}\u{fffd}ok\u{fffd}\""),
@@ -168,6 +218,17 @@ mod tests {
                     .unwrap_or_else(|error| panic!("{byte:#x} at {offset}: {error}"));
                 assert_eq!(back, String::from_utf8_lossy(&text), "{byte:#x} at {offset}");
             }
+        }
+    }
+
+    #[test]
+    fn no_character_that_a_terminal_obeys_stays_as_it_is() {
+        let all: String = (char::MIN..=char::MAX).collect();
+        let lists = [json(&Value::text(&all)), json(&Value::TextList(all.into_bytes().into()))];
+        let document = String::from_utf8(document(&serde_json::json!({ "a\x7f\u{9b}": "\u{9d}" })));
+        for text in lists.into_iter().chain([document.expect("UTF-8")]) {
+            assert!(!text.contains(|char: char| char.is_control() || is_escaped(char)));
+            serde_json::from_str::<serde_json::Value>(&text).expect("JSON");
         }
     }
 

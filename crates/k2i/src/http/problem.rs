@@ -7,6 +7,7 @@ use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use kumo_abi::{Problem, QueryError};
 
+use crate::encode::document;
 use crate::engine::AskError;
 use crate::host::HostError;
 
@@ -98,7 +99,7 @@ impl From<HostError> for Refused {
 impl IntoResponse for Refused {
     fn into_response(self) -> Response {
         let status = StatusCode::from_u16(self.problem.status).unwrap_or_default();
-        let body = serde_json::to_vec(&self.problem).unwrap_or_default();
+        let body = document(&self.problem);
         let mut response = (status, [(header::CONTENT_TYPE, PROBLEM_JSON)], body).into_response();
         if let Some((name, value)) = self.header {
             response.headers_mut().insert(name, value);

@@ -19,6 +19,7 @@ use serde_json::json;
 
 use super::body::{Pieces, Whole, begin};
 use super::{Api, Refused, accept};
+use crate::encode::document;
 use crate::engine::{Answer, Format, Question};
 use crate::host::HostReport;
 use crate::table::Parts;
@@ -135,10 +136,10 @@ async fn columns(uri: Uri, headers: HeaderMap) -> Reply {
         .collect();
     let default: Vec<_> = COLUMNS_DEFAULT.split(',').collect();
     let aggregates = ["count()", "sum(COLUMN)", "max(COLUMN)"];
-    let document = json!({
+    let described = json!({
         "table": PROC.name, "default": default, "aggregates": aggregates, "columns": columns,
     });
-    Ok(Json(document).into_response())
+    Ok(Json(described).into_response())
 }
 
 /// `GET /v2/host`: the host itself.
@@ -146,7 +147,7 @@ async fn host(State(api): State<Arc<Api>>, uri: Uri, headers: HeaderMap) -> Repl
     accept::choose(&headers, &[JSON])?;
     Asked::parse(&uri, &[])?;
     let report = api.answer(|engine, _turn| Ok(HostReport::read(engine)?)).await?;
-    Ok(Json(report).into_response())
+    Ok(([(header::CONTENT_TYPE, JSON)], document(&report)).into_response())
 }
 
 /// What the query of an address asks for.
