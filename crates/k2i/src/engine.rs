@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
 use kumo_abi::proc::{Column, PROC};
-use kumo_abi::{Meta, Query, Select};
+use kumo_abi::{Meta, Query, Select, TICK_NS};
 
-use crate::collect::{Collector, CollectorChoice, CollectorKind, ProcFs, Rung};
+use crate::collect::{Collector, CollectorChoice, CollectorKind, ProcFs, Rung, Scan};
 use crate::encode::write_value;
 use crate::names::NameCache;
 use crate::row::{self, Context, rfc3339};
@@ -34,6 +34,9 @@ const TICK_AGE: Duration = Duration::from_secs(4);
 
 /// A costly collector is left alone when nobody has asked for this long.
 const INTEREST: Duration = Duration::from_secs(60);
+
+/// Questions this close together share scans even if they ask for different parts.
+const INTEREST_PERIOD: Duration = Duration::from_secs(1);
 
 /// Size of the pieces in which an answer is written. Larger ones save nothing and cost memory for
 /// each of a thousand readers.
@@ -120,6 +123,29 @@ struct Scanner {
     collector: Collector,
     generation: u64,
     baselines: Baselines,
+    interest: Interest,
+}
+
+/// Which parts were asked for lately. A scan brings them all, so that questions of different kinds
+/// share it too.
+#[derive(Debug)]
+struct Interest {
+    since: Instant,
+    now: Parts,
+    before: Parts,
+}
+
+impl Interest {
+    /// Adds `parts` at `now`; everything that was asked for in the last [`INTEREST_PERIOD`] at least.
+    fn with(&mut self, parts: Parts, now: Instant) -> Parts {
+        let age = now.saturating_duration_since(self.since);
+        if age >= INTEREST_PERIOD {
+            let before = if age < 2 * INTEREST_PERIOD { self.now } else { Parts::NONE };
+            *self = Interest { since: now, now: Parts::NONE, before };
+        }
+        self.now |= parts.without(Parts::CPU);
+        parts | self.now | self.before
+    }
 }
 
 impl Engine {
@@ -150,6 +176,7 @@ impl Engine {
                 collector,
                 generation: 0,
                 baselines: Baselines::default(),
+                interest: Interest { since: Instant::now(), now: Parts::NONE, before: Parts::NONE },
             }),
             current: ArcSwapOption::empty(),
             users: NameCache::users(),
@@ -174,8 +201,8 @@ impl Engine {
         let read = query.columns_read();
         let shown = parts_of(&read);
         // Who wants a few rows pays for the texts of those alone.
-        let picks = query.limit.is_some() || query.filter.is_some() || pids.is_some();
-        let mut parts = if picks && !query.is_grouped() { early_parts(&query) } else { shown };
+        let mut parts =
+            if self.picks_few(&query, pids.as_deref()) { early_parts(&query) } else { shown };
         if read.contains(&Column::Cpu.index()) {
             parts |= Parts::CPU;
         }
@@ -183,11 +210,14 @@ impl Engine {
             Some(pids) if !self.cheap => self.few(pids, shown | (parts & Parts::CPU))?,
             _ => self.table(max_age, parts)?,
         };
-        let candidates = match pids {
+        let candidates = match &pids {
             None => (0..table.rows.len()).collect(),
             Some(pids) => pids.iter().filter_map(|pid| table.position(*pid)).collect(),
         };
-        let processes = table.rows.len() as u64;
+        let processes = match &pids {
+            Some(_) if !self.cheap => self.current.load().as_ref().map_or(0, |t| t.rows.len()),
+            _ => table.rows.len(),
+        };
         let mut view = View::new(self.context(table, &read), Completer(self.proc.clone()));
         let (selected, matched) = view.select(&query, candidates);
         let table = &view.context.table;
@@ -199,7 +229,7 @@ impl Engine {
             generation: table.generation,
             as_of: rfc3339(i128::from(table.began_unix_ns)),
             scan_us: table.scan_us,
-            processes,
+            processes: processes.max(matched) as u64,
             matched: matched as u64,
             columns: query.columns.iter().map(|select| select.name(&PROC)).collect(),
         };
@@ -212,8 +242,7 @@ impl Engine {
     /// # Errors
     /// See [`AskError`].
     pub fn table(&self, max_age: Duration, parts: Parts) -> Result<Arc<Table>, AskError> {
-        let asked = Instant::now();
-        self.asked_ms.store((asked - self.opened).as_millis() as u64, Ordering::Relaxed);
+        let asked = self.note_question();
         let parts = parts.without(Parts::LATE) | Parts::STAT;
         let fresh =
             |table: &Arc<Table>| table.began + max_age >= asked && table.parts.contains(parts);
@@ -224,11 +253,40 @@ impl Engine {
         if let Some(table) = self.current.load_full().filter(fresh) {
             return Ok(table); // Made while we waited.
         }
-        if parts.contains(Parts::CPU) && scanner.baselines.usable(boot_ns()).is_none() {
-            self.scan(&mut scanner, Parts::STAT)?;
+        if parts.contains(Parts::CPU) && self.begin_cpu_window(&mut scanner)? {
+            drop(scanner); // Others need not wait with us.
             std::thread::sleep(CPU_WINDOW_FIRST);
+            scanner = self.scanner();
         }
+        let parts = scanner.interest.with(parts, Instant::now());
         self.scan(&mut scanner, parts)
+    }
+
+    /// Takes the first of two readings, if there is none to measure CPU use from; whether it did.
+    fn begin_cpu_window(&self, scanner: &mut Scanner) -> Result<bool, AskError> {
+        let missing = scanner.baselines.usable(boot_ns()).is_none();
+        if missing {
+            self.read_times(scanner)?;
+        }
+        Ok(missing)
+    }
+
+    fn note_question(&self) -> Instant {
+        let now = Instant::now();
+        self.asked_ms.store((now - self.opened).as_millis() as u64, Ordering::Relaxed);
+        now
+    }
+
+    /// Whether a query shows so few rows that their texts are better fetched one by one.
+    fn picks_few(&self, query: &Query, pids: Option<&[i32]>) -> bool {
+        let few = |limit: usize| {
+            // Before the first scan nothing is known, and a limit is a promise of few.
+            self.current.load().as_ref().is_none_or(|table| limit < table.rows.len() / 4)
+        };
+        let limited = query.limit.is_some_and(|limit| few(limit as usize));
+        // What a filter lets through cannot be known. A cheap collector knows most lines anyhow.
+        let filtered = query.filter.is_some() && !self.cheap;
+        !query.is_grouped() && (limited || filtered || pids.is_some())
     }
 
     /// Fetches `parts` that `row` lacks from `/proc`. What cannot be read stays absent.
@@ -275,7 +333,7 @@ impl Engine {
         let mut scanner = self.scanner();
         if scanner.baselines.newest_age(boot_ns()).is_none_or(|age| age >= TICK_AGE) {
             // A failure shows at the next question, to somebody who can act on it.
-            let _ = self.scan(&mut scanner, Parts::STAT);
+            let _ = self.read_times(&mut scanner);
         }
     }
 
@@ -284,10 +342,26 @@ impl Engine {
         self.scanner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn scan(&self, scanner: &mut Scanner, parts: Parts) -> Result<Arc<Table>, AskError> {
+    fn collect(&self, scanner: &mut Scanner, parts: Parts) -> Result<(Clock, Scan), AskError> {
         let clock = Clock::now();
         let scan = scanner.collector.scan(&self.proc, parts);
-        let scan = scan.map_err(|source| AskError::Scan { collector: self.kind.name(), source })?;
+        let mut scan =
+            scan.map_err(|source| AskError::Scan { collector: self.kind.name(), source })?;
+        if let Some(last) = self.current.load().as_ref() {
+            keep_times(&mut scan.rows, &last.rows);
+        }
+        Ok((clock, scan))
+    }
+
+    /// Takes a reading of CPU times; the newest table stays, it may have more than these.
+    fn read_times(&self, scanner: &mut Scanner) -> Result<(), AskError> {
+        let (clock, scan) = self.collect(scanner, Parts::STAT)?;
+        scanner.baselines.record(clock.boot_ns, &scan.rows);
+        Ok(())
+    }
+
+    fn scan(&self, scanner: &mut Scanner, parts: Parts) -> Result<Arc<Table>, AskError> {
+        let (clock, scan) = self.collect(scanner, parts)?;
         let percents = scanner.baselines.percents(clock.boot_ns, &scan.rows);
         scanner.baselines.record(clock.boot_ns, &scan.rows);
         scanner.generation += 1;
@@ -298,9 +372,8 @@ impl Engine {
 
     /// A table of a few processes, for a collector whose whole table is costly.
     fn few(&self, pids: &[i32], parts: Parts) -> Result<Arc<Table>, AskError> {
-        let mut scanner = self.scanner();
-        if parts.contains(Parts::CPU) && scanner.baselines.usable(boot_ns()).is_none() {
-            self.scan(&mut scanner, Parts::STAT)?;
+        self.note_question();
+        if parts.contains(Parts::CPU) && self.begin_cpu_window(&mut self.scanner())? {
             std::thread::sleep(CPU_WINDOW_FIRST);
         }
         let clock = Clock::now();
@@ -308,7 +381,9 @@ impl Engine {
         pids.sort_unstable();
         pids.dedup();
         let rows: Vec<_> = pids.iter().filter_map(|pid| self.proc.one(*pid, parts)).collect();
+        let mut scanner = self.scanner();
         let percents = scanner.baselines.percents(clock.boot_ns, &rows);
+        scanner.generation += 1;
         Ok(Arc::new(clock.table(scanner.generation, rows, parts, percents)))
     }
 
@@ -348,6 +423,20 @@ fn early_parts(query: &Query) -> Parts {
     // Names of users are looked up once for the whole table, so their ids must be known.
     parts |= parts_of(&query.columns_read()) & (Parts::OWNER | Parts::STATUS);
     parts
+}
+
+/// A process's CPU time never shrinks. A collector that adds up threads one by one may miss one that
+/// ends in between; then the last reading holds.
+fn keep_times(rows: &mut [Process], last: &[Process]) {
+    let mut last = last.iter().peekable();
+    for row in rows {
+        while last.next_if(|before| before.pid < row.pid).is_some() {}
+        if let Some(before) = last.peek().filter(|before| before.id().same(&row.id()))
+            && before.cpu_ns() > row.cpu_ns()
+        {
+            (row.utime_ns, row.stime_ns) = (before.utime_ns, before.stime_ns);
+        }
+    }
 }
 
 /// The clocks at the beginning of a scan.
@@ -426,7 +515,8 @@ impl Baselines {
         Some(Duration::from_nanos(now_ns.saturating_sub(newest.boot_ns)))
     }
 
-    /// CPU use of each of `rows` (ascending by pid) at `now_ns`, in percent of one CPU.
+    /// CPU use of each of `rows` (ascending by pid) at `now_ns`, in percent of one CPU; NaN where it is
+    /// not known.
     fn percents(&self, now_ns: u64, rows: &[Process]) -> Option<Vec<f32>> {
         let baseline = self.usable(now_ns)?;
         let mut times = baseline.times.iter().peekable();
@@ -437,7 +527,9 @@ impl Baselines {
                 .filter(|(pid, start_ns, _)| *pid == row.pid && *start_ns == row.start_ns);
             let (since_ns, cpu_ns) = match before {
                 Some((.., cpu_ns)) => (baseline.boot_ns, *cpu_ns),
-                None => (row.start_ns.max(baseline.boot_ns), 0), // It is newer than the reading.
+                // The start may be rounded down to a tick.
+                None if row.start_ns + TICK_NS >= baseline.boot_ns => (row.start_ns, 0),
+                None => return f32::NAN, // It was there, and that reading did not show it.
             };
             // A process of this very moment: a window below a millisecond would show noise.
             let window_ns = now_ns.saturating_sub(since_ns).max(1_000_000);
@@ -452,7 +544,11 @@ impl Baselines {
             return;
         }
         let times = rows.iter().map(|row| (row.pid, row.start_ns, row.cpu_ns())).collect();
-        self.older = self.newer.replace(Baseline { boot_ns: now_ns, times });
+        // After a pause both begin anew, as at the start.
+        let of_now = |age: Duration| age <= CPU_WINDOW_MAX;
+        let pause = !self.newest_age(now_ns).is_some_and(of_now);
+        let before = self.newer.replace(Baseline { boot_ns: now_ns, times });
+        self.older = before.filter(|_| !pause);
     }
 }
 
@@ -602,9 +698,49 @@ mod tests {
             row(1, 0, SECOND / 2),                        // half a CPU
             row(2, 10 * SECOND, SECOND / 4), // a new process under an old number, as old as the window
             row(4, 10 * SECOND + SECOND / 2, SECOND / 2), // born in between, always running
+            row(5, SECOND, SECOND),          // old, but that reading did not have it
         ];
-        assert_eq!(baselines.percents(11 * SECOND, &now), Some(vec![50.0, 25.0, 100.0]));
+        let percents = baselines.percents(11 * SECOND, &now).expect("a baseline");
+        assert_eq!(percents[..3], [50.0, 25.0, 100.0]);
+        assert!(percents[3].is_nan());
         assert_eq!(baselines.percents(60 * SECOND, &now), None, "too long ago");
+    }
+
+    #[test]
+    fn after_a_pause_two_readings_are_enough_again() {
+        let mut baselines = Baselines::default();
+        for second in 10..20 {
+            baselines.record(second * SECOND, &[row(1, 0, 0)]);
+        }
+        let now_ns = 120 * SECOND;
+        assert!(baselines.usable(now_ns).is_none(), "all of it is old");
+        baselines.record(now_ns, &[row(1, 0, 0)]);
+        let now_ns = now_ns + CPU_WINDOW_FIRST.as_nanos() as u64;
+        let percents = baselines.percents(now_ns, &[row(1, 0, SECOND / 10)]);
+        assert_eq!(percents, Some(vec![50.0]));
+    }
+
+    #[test]
+    fn cpu_time_does_not_shrink() {
+        let last = [row(1, 5, 100), row(2, 0, 100), row(4, 0, 100)];
+        let mut now = [row(1, 7_000_000_000, 3), row(2, 0, 90), row(3, 0, 1), row(4, 0, 110)];
+        keep_times(&mut now, &last);
+        assert_eq!(now.map(|row| row.cpu_ns()), [3, 100, 1, 110]);
+    }
+
+    #[test]
+    fn what_was_asked_for_lately_comes_along() {
+        let begin = Instant::now();
+        let mut interest = Interest { since: begin, now: Parts::NONE, before: Parts::NONE };
+        let after = |ms: u64| begin + Duration::from_millis(ms);
+        assert_eq!(interest.with(Parts::IO | Parts::CPU, begin), Parts::IO | Parts::CPU);
+        assert_eq!(interest.with(Parts::MEMORY, after(900)), Parts::IO | Parts::MEMORY);
+        assert_eq!(
+            interest.with(Parts::STAT, after(1_500)),
+            Parts::IO | Parts::MEMORY | Parts::STAT
+        );
+        assert_eq!(interest.with(Parts::NONE, after(2_600)), Parts::STAT);
+        assert_eq!(interest.with(Parts::NONE, after(9_000)), Parts::NONE);
     }
 
     #[test]

@@ -164,9 +164,9 @@ pub(crate) fn value<'a>(
             Value::owned_text(rfc3339(i128::from(table.began_unix_ns) - age_ns))
         }
         C::Elapsed => seconds(context.table.began_boot_ns.saturating_sub(row.start_ns)),
-        C::Cpu => match &context.table.cpu_percent {
-            Some(percents) => Value::Float(two_places(percents[index])),
-            None => Value::Null,
+        C::Cpu => match context.table.cpu_percent.as_ref().map(|percents| percents[index]) {
+            Some(percent) if !percent.is_nan() => Value::Float(two_places(percent)),
+            _ => Value::Null,
         },
         C::Pcpu => {
             let life_ns = context.table.began_boot_ns.saturating_sub(row.start_ns).max(1);

@@ -422,8 +422,8 @@ pub struct Table {
     pub parts: Parts,
     /// Ascending by pid.
     pub rows: Vec<Process>,
-    /// For each row its CPU use since an earlier reading, percent of one CPU; `None` until there is an
-    /// earlier one.
+    /// For each row its CPU use since an earlier reading, percent of one CPU, NaN where that did not
+    /// have it; `None` until there is an earlier one.
     pub cpu_percent: Option<Vec<f32>>,
 }
 

@@ -57,6 +57,8 @@ struct Census {
 struct Slot {
     pid: i32,
     directory: Option<OwnedFd>,
+    /// Whether the directory may stay open after the process was read.
+    keeps: bool,
 }
 
 impl ProcFs {
@@ -84,22 +86,33 @@ impl ProcFs {
         let counted = self.census.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let counted = counted.filter(|census| Some(census.sum_kib) == sum_kib);
         let threads = (slots.len() / PIDS_PER_THREAD_MIN).clamp(1, self.threads);
-        let read = |slots: &mut [Slot]| {
-            let mut reader = Reader { census: counted.as_deref(), ..Reader::new(self) };
-            slots.iter_mut().filter_map(|slot| reader.read(slot, parts)).collect::<Vec<_>>()
-        };
         // Neighbours by number are alike (a crowd of one program), so equal shares take equal times.
         let share = slots.len().div_ceil(threads).max(1);
-        let mut rows = Vec::with_capacity(slots.len());
+        let shares: Vec<_> = slots.chunks_mut(share).map(|share| Mutex::new(Some(share))).collect();
+        let read = |share: &Mutex<Option<&mut [Slot]>>| -> Result<Vec<Process>, Errno> {
+            let slots = share.lock().unwrap_or_else(PoisonError::into_inner).take();
+            let mut reader = Reader { census: counted.as_deref(), ..Reader::new(self) };
+            let slots = slots.into_iter().flatten();
+            slots.filter_map(|slot| reader.read(slot, parts).transpose()).collect()
+        };
+        let mut rows = Vec::new();
         std::thread::scope(|scope| {
-            let mut shares = slots.chunks_mut(share);
-            let own = shares.next().unwrap_or_default();
-            let others: Vec<_> = shares.map(|slots| scope.spawn(move || read(slots))).collect();
-            rows.extend(read(own));
-            for other in others {
-                rows.extend(other.join().expect("a reader thread does not panic"));
+            let others = shares.iter().skip(1).map(|share| {
+                // A host that cannot start a thread is one that people look at: we go on alone.
+                let started = std::thread::Builder::new().spawn_scoped(scope, || read(share));
+                (share, started.ok())
+            });
+            let others: Vec<_> = others.collect();
+            rows = shares.first().map_or(Ok(Vec::new()), &read)?;
+            for (share, other) in others {
+                rows.extend(match other {
+                    Some(other) => other.join().expect("a reader thread does not panic")?,
+                    None => read(share)?,
+                });
             }
-        });
+            Ok::<(), Errno>(())
+        })?;
+        drop(shares);
         self.keep(slots);
         if let Some(sum_kib) =
             sum_kib.filter(|_| counted.is_none() && parts.contains(Parts::LOCKED))
@@ -119,17 +132,19 @@ impl ProcFs {
         let slot = |pid: i32| {
             while kept.next_if(|slot| slot.pid < pid).is_some() {}
             let slot = kept.next_if(|slot| slot.pid == pid);
-            slot.unwrap_or(Slot { pid, directory: None })
+            slot.unwrap_or(Slot { pid, directory: None, keeps: false })
         };
-        Ok(pids.into_iter().map(slot).collect())
+        let mut slots: Vec<Slot> = pids.into_iter().map(slot).collect();
+        let most = directories_max();
+        for (index, slot) in slots.iter_mut().enumerate() {
+            slot.keeps = index < most;
+            slot.directory = slot.directory.take().filter(|_| slot.keeps);
+        }
+        Ok(slots)
     }
 
     fn keep(&self, mut slots: Vec<Slot>) {
-        // Half of the descriptors that we may have is for others: clients, sockets, files.
-        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
-        let most = limit.map_or(DIRECTORIES_MAX, |limit| limit as usize / 2).min(DIRECTORIES_MAX);
         slots.retain(|slot| slot.directory.is_some());
-        slots.truncate(most);
         *self.kept.lock().unwrap_or_else(PoisonError::into_inner) = slots;
     }
 
@@ -143,7 +158,8 @@ impl ProcFs {
 
     /// Reads one process; `None` if it is gone.
     pub(crate) fn one(&self, pid: i32, parts: Parts) -> Option<Process> {
-        Reader::new(self).read(&mut Slot { pid, directory: None }, parts)
+        let mut slot = Slot { pid, directory: None, keeps: false };
+        Reader::new(self).read(&mut slot, parts).ok().flatten()
     }
 
     /// Fetches `parts` that `row` lacks. If the number belongs to another process by now, or to
@@ -199,34 +215,52 @@ impl<'p> Reader<'p> {
         )
     }
 
-    fn read(&mut self, slot: &mut Slot, parts: Parts) -> Option<Process> {
+    /// Reads one process; `None` if it is gone, or hidden from us.
+    ///
+    /// # Errors
+    /// What is not the process's fault, such as no descriptor left: then the table would lack
+    /// processes that are there, and there must be none.
+    fn read(&mut self, slot: &mut Slot, parts: Parts) -> Result<Option<Process>, Errno> {
         if let Some(directory) = slot.directory.take()
-            && let Some(row) = self.read_in(directory.as_fd(), slot.pid, parts)
+            && let Some(row) = gone(self.read_in(directory.as_fd(), slot.pid, parts))?
         {
             slot.directory = Some(directory);
-            return Some(row);
+            return Ok(Some(row));
         }
         // The first time, or another process under the same number.
-        let directory = self.directory(slot.pid).ok()?;
-        let row = self.read_in(directory.as_fd(), slot.pid, parts)?;
-        slot.directory = Some(directory);
-        Some(row)
+        let Some(directory) = gone(self.directory(slot.pid))? else { return Ok(None) };
+        let row = gone(self.read_in(directory.as_fd(), slot.pid, parts))?;
+        slot.directory = Some(directory).filter(|_| slot.keeps && row.is_some());
+        Ok(row)
     }
 
-    fn read_in(&mut self, dir: BorrowedFd<'_>, pid: i32, parts: Parts) -> Option<Process> {
+    fn read_in(&mut self, dir: BorrowedFd<'_>, pid: i32, parts: Parts) -> Result<Process, Errno> {
         let mut row = Process { pid, ..Process::default() };
-        parse_stat(self.slurp(dir, c"stat").ok()?, &mut row)?;
-        self.fill(dir, &mut row, parts).ok()?;
-        Some(row)
+        if parts.contains(Parts::OWNER) && !parts.intersects(Parts::STATUS | Parts::SECURITY) {
+            // Before `stat`: the directory of a process that is gone belongs to root, and then `stat`
+            // cannot be read. The kernel gives this directory, and no other, always the effective
+            // ids (task_dump_owner() in fs/proc/base.c).
+            let owner = rustix::fs::fstat(dir)?;
+            (row.uid.effective, row.gid.effective) = (owner.st_uid, owner.st_gid);
+            row.have |= Parts::OWNER;
+        }
+        parse_stat(self.slurp(dir, c"stat")?, &mut row).ok_or(Errno::SRCH)?;
+        self.fill(dir, &mut row, parts)?;
+        Ok(row)
     }
 
     fn complete(&mut self, row: &mut Process, parts: Parts) {
         let Ok(dir) = self.directory(row.pid) else { return };
         let mut now = Process::default();
+        let owner = rustix::fs::fstat(&dir);
         let Ok(stat) = self.slurp(dir.as_fd(), c"stat") else { return };
         if parse_stat(stat, &mut now).is_none() || now.start_ns / TICK_NS != row.start_ns / TICK_NS
         {
             return;
+        }
+        if let Some(owner) = owner.ok().filter(|_| parts.contains(Parts::OWNER)) {
+            (row.uid.effective, row.gid.effective) = (owner.st_uid, owner.st_gid);
+            row.have |= Parts::OWNER;
         }
         // An error means that it ended on the way; what was read before is true all the same.
         let _ = self.fill(dir.as_fd(), row, parts);
@@ -255,13 +289,6 @@ impl<'p> Reader<'p> {
         {
             parse_status(text, row);
             row.have |= Parts::STATUS | Parts::SECURITY | Parts::OWNER | Parts::LOCKED;
-        }
-        if wants(Parts::OWNER) && !row.have.contains(Parts::OWNER) {
-            // The kernel gives this directory, and no other, always the effective ids
-            // (task_dump_owner() in fs/proc/base.c).
-            let owner = rustix::fs::fstat(dir)?;
-            (row.uid.effective, row.gid.effective) = (owner.st_uid, owner.st_gid);
-            row.have |= Parts::OWNER;
         }
         if wants(Parts::IO)
             && let Some(text) = self.part(dir, c"io")?
@@ -406,11 +433,16 @@ impl<'p> Reader<'p> {
         row.have |= Parts::NAMESPACES;
     }
 
-    /// A file that may be hidden from us (`Ok(None)`) or whose process may be gone (`Err`).
+    /// A file that may be hidden from us, or unknown to this kernel: `Ok(None)`.
+    ///
+    /// # Errors
+    /// `SRCH` if the process is gone; what [`is_ours`] says.
     fn part(&mut self, dir: BorrowedFd<'_>, name: &CStr) -> Result<Option<&[u8]>, Errno> {
-        match self.slurp(dir, name) {
-            Ok(text) => Ok(Some(text)),
-            Err(Errno::SRCH) => Err(Errno::SRCH),
+        match self.slurp(dir, name).map(<[u8]>::len) {
+            Ok(len) => Ok(Some(&self.buffer[..len])),
+            Err(error) if error == Errno::SRCH || is_ours(error) => Err(error),
+            // Every process has a `stat`: without it, it is the process that is not there.
+            Err(Errno::NOENT) if self.slurp(dir, c"stat").is_err() => Err(Errno::SRCH),
             Err(_) => Ok(None),
         }
     }
@@ -439,6 +471,27 @@ impl<'p> Reader<'p> {
     fn link(&mut self, dir: BorrowedFd<'_>, name: &CStr) -> Result<&[u8], Errno> {
         let len = readlinkat_raw(dir, name, &mut self.buffer[..])?;
         Ok(&self.buffer[..len])
+    }
+}
+
+/// Most directories of processes that may stay open: a quarter of the descriptors that we may have.
+/// The others are for clients and files.
+pub(crate) fn directories_max() -> usize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    limit.map_or(DIRECTORIES_MAX, |limit| limit as usize / 4).min(DIRECTORIES_MAX)
+}
+
+/// Whether an error is for want of our own means rather than of the process.
+fn is_ours(error: Errno) -> bool {
+    matches!(error, Errno::MFILE | Errno::NFILE | Errno::NOMEM)
+}
+
+/// `None` for a process that is gone or hidden.
+fn gone<T>(result: Result<T, Errno>) -> Result<Option<T>, Errno> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if is_ours(error) => Err(error),
+        Err(_) => Ok(None),
     }
 }
 
