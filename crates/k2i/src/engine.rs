@@ -296,12 +296,12 @@ impl Engine {
 
     /// The name of a user id; its number if it has none.
     pub fn user_name(&self, uid: u32) -> Arc<str> {
-        self.users.of(std::iter::once(uid)).get(&uid).cloned().unwrap_or_default()
+        self.users.one(uid)
     }
 
     /// The name of a group id; its number if it has none.
     pub fn group_name(&self, gid: u32) -> Arc<str> {
-        self.groups.of(std::iter::once(gid)).get(&gid).cloned().unwrap_or_default()
+        self.groups.one(gid)
     }
 
     /// Which collector runs, and what became of each rung of the ladder above it.
