@@ -6,7 +6,7 @@
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
@@ -35,7 +35,7 @@ const TICK_AGE: Duration = Duration::from_secs(4);
 /// A costly collector is left alone when nobody has asked for this long.
 const INTEREST: Duration = Duration::from_secs(60);
 
-/// Questions this close together share scans even if they ask for different parts.
+/// Questions that wait for each other bring along what was asked for in at least this long.
 const INTEREST_PERIOD: Duration = Duration::from_secs(1);
 
 /// Size of the pieces in which an answer is written. Larger ones save nothing and cost memory for
@@ -126,8 +126,8 @@ struct Scanner {
     interest: Interest,
 }
 
-/// Which parts were asked for lately. A scan brings them all, so that questions of different kinds
-/// share it too.
+/// Which parts were asked for lately. When questions wait for each other a scan brings them all, so
+/// that those of different kinds share it too.
 #[derive(Debug)]
 struct Interest {
     since: Instant,
@@ -249,7 +249,13 @@ impl Engine {
         if let Some(table) = self.current.load_full().filter(fresh) {
             return Ok(table);
         }
-        let mut scanner = self.scanner();
+        let free = match self.scanner.try_lock() {
+            Ok(scanner) => Some(scanner),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        };
+        let waited = free.is_none();
+        let mut scanner = free.unwrap_or_else(|| self.scanner());
         if let Some(table) = self.current.load_full().filter(fresh) {
             return Ok(table); // Made while we waited.
         }
@@ -258,8 +264,9 @@ impl Engine {
             std::thread::sleep(CPU_WINDOW_FIRST);
             scanner = self.scanner();
         }
-        let parts = scanner.interest.with(parts, Instant::now());
-        self.scan(&mut scanner, parts)
+        let all = scanner.interest.with(parts, Instant::now());
+        // Who had to wait is not alone: those behind may want other parts, and shall share this scan.
+        self.scan(&mut scanner, if waited { all } else { parts })
     }
 
     /// Takes the first of two readings, if there is none to measure CPU use from; whether it did.
