@@ -4,10 +4,16 @@
 //! `numbers_and_lines` also reads command lines in the same pass (it sleeps: 5.18). A pass of numbers
 //! tells which command lines may have changed; those few are read one by one, and many of them by a
 //! second kind of pass.
+//!
+//! A pass of numbers never waits. One with lines may: it reads the memory of other processes, and a
+//! process can have that memory come from a file system of its own making, which answers when it
+//! likes. So such a pass runs on a thread of its own, and is waited for no longer than [`LINES_WAIT`].
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::io::{self, Read};
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use aya::programs::{Iter, ProgramError};
@@ -31,13 +37,19 @@ const HIDDEN_CHECK: Duration = Duration::from_secs(30);
 /// A kernel that hides more processes than this from its iterator is better read by `/proc`.
 const HIDDEN_MAX: usize = 16;
 
+/// How long a pass with lines may take. Ten thousand lines take about 50 ms; who waits longer waits for
+/// the memory of one process, and everybody who asks for the table waits with him.
+const LINES_WAIT: Duration = Duration::from_secs(3);
+
 /// The kernel hands out at most 32 KiB at a read.
 const READ_BYTES: usize = 32 * 1024;
 
 /// The loaded programs, and what is remembered between passes.
 #[derive(Debug)]
 pub(crate) struct BpfCollector {
-    ebpf: Ebpf,
+    /// None after a pass with lines failed, until the next pass loads the numbers anew.
+    ebpf: Option<Ebpf>,
+    /// Whether passes with lines are made; once one of them failed, never again.
     sleepable: bool,
     page_bytes: u64,
     /// Ascending by pid.
@@ -73,40 +85,29 @@ impl KnownLine {
 }
 
 impl BpfCollector {
-    /// Loads the programs and makes one pass.
+    /// Loads the programs and makes one pass of each kind that will be made.
     ///
     /// # Errors
     /// Why this rung does not work here and what would help, for people.
     pub(crate) fn open(kind: CollectorKind, proc: &ProcFs) -> Result<BpfCollector, String> {
-        let btf = Btf::from_sys_fs().map_err(|error| {
-            format!("no type information: {error}; it wants a kernel with CONFIG_DEBUG_INFO_BTF")
-        })?;
-        let cpus = aya::util::nr_cpus().map_or(u32::MAX, |cpus| cpus as u32);
-        let mut ebpf = EbpfLoader::new()
-            .btf(Some(&btf))
-            .override_global("cpus", &cpus, true)
-            .load(OBJECT)
-            .map_err(|error| explain(&error))?;
-        load(&mut ebpf, "numbers", &btf)?;
         let sleepable = kind == CollectorKind::IterSleepable;
-        if sleepable {
-            load(&mut ebpf, "numbers_and_lines", &btf)?;
-        }
-        drop(btf);
         let mut collector = BpfCollector {
-            ebpf,
+            ebpf: Some(load(sleepable)?),
             sleepable,
             page_bytes: rustix::param::page_size() as u64,
             lines: Vec::new(),
             lines_last: 0,
             cgroups: HashMap::new(),
             stream: Vec::new(),
-            more: true,
+            more: false,
             hidden: Vec::new(),
             hidden_checked: Instant::now(),
         };
-        collector.set_more(false).map_err(|error| explain(&error))?;
         // A kernel may load what it then refuses to run, or to show.
+        if sleepable {
+            let mut records = collector.pass_with_lines(false).map_err(|error| explain(&error))?;
+            collector.put_lines(proc, &mut records);
+        }
         collector.find_hidden(proc).map_err(|error| explain(&error))?;
         if collector.hidden.len() > HIDDEN_MAX {
             let hidden = collector.hidden.len();
@@ -119,7 +120,7 @@ impl BpfCollector {
     /// Compares a pass with `/proc`. What started or ended meanwhile is in one of its two listings only.
     fn find_hidden(&mut self, proc: &ProcFs) -> io::Result<()> {
         let before = proc.pids()?;
-        let records = self.pass(false)?;
+        let records = self.pass_of_numbers(self.more)?;
         let after = proc.pids()?;
         let seen = |pid: &i32| records.rows.binary_search_by_key(pid, |row| row.pid).is_ok();
         let stayed = before.into_iter().filter(|pid| after.binary_search(pid).is_ok());
@@ -134,15 +135,14 @@ impl BpfCollector {
             self.find_hidden(proc)?;
         }
         let more = parts.intersects(Parts::MORE | Parts::CGROUP);
-        self.set_more(more).map_err(io::Error::other)?;
         let lines = parts.contains(Parts::CMDLINE);
         // After a start, or a long while without such a question, most lines are unknown.
         let mostly_unknown = self.lines.len() <= self.lines_last / 2;
-        let mut records = self.pass(lines && self.sleepable && mostly_unknown)?;
+        let mut records = self.pass(lines && mostly_unknown, more)?;
         if lines {
             let stale = self.stale_lines(&records);
             if self.sleepable && stale > records.rows.len() / LINES_APART_SHARE {
-                records = self.pass(true)?;
+                records = self.pass(true, more)?;
             }
             self.put_lines(proc, &mut records);
         }
@@ -174,44 +174,76 @@ impl BpfCollector {
         Ok(Scan { rows, parts: have })
     }
 
-    /// Tells the programs whether to bring [`Parts::MORE`].
-    fn set_more(&mut self, more: bool) -> Result<(), aya::maps::MapError> {
-        if self.more != more {
-            let map = self
-                .ebpf
-                .map_mut("control")
-                .ok_or(aya::maps::MapError::InvalidName { name: "control".to_owned() })?;
-            aya::maps::Array::<_, u32>::try_from(map)?.set(0, u32::from(more), 0)?;
-            self.more = more;
+    /// One walk of the kernel over all its tasks, with command lines if they are wanted and if that
+    /// has always gone well.
+    fn pass(&mut self, lines: bool, more: bool) -> io::Result<Records> {
+        if lines && self.sleepable {
+            match self.pass_with_lines(more) {
+                Ok(records) => return Ok(records),
+                Err(error) => self.give_up_lines(&error),
+            }
         }
-        Ok(())
+        self.pass_of_numbers(more)
     }
 
-    /// One walk of the kernel over all its tasks.
-    fn pass(&mut self, lines: bool) -> io::Result<Records> {
-        let name = if lines { "numbers_and_lines" } else { "numbers" };
-        let program: &mut Iter = self
-            .ebpf
-            .program_mut(name)
+    /// From now on command lines come from `/proc`. The pass that failed may still be under way
+    /// somewhere in the kernel, and would write into the programs' variables while the next pass does:
+    /// so the next pass gets programs with variables of their own.
+    fn give_up_lines(&mut self, error: &io::Error) {
+        tracing::warn!("command lines are read from /proc from now on: {}", explain(error));
+        self.sleepable = false;
+        self.ebpf = None;
+    }
+
+    fn pass_of_numbers(&mut self, more: bool) -> io::Result<Records> {
+        let mut file = self.start("numbers", more)?;
+        let mut stream = std::mem::take(&mut self.stream);
+        let read = read_whole(&mut file, &mut stream);
+        self.stream = stream;
+        self.records(read?)
+    }
+
+    /// The same, and the lines. Waits no longer than [`LINES_WAIT`].
+    ///
+    /// # Errors
+    /// After one, [`BpfCollector::give_up_lines`] must follow.
+    fn pass_with_lines(&mut self, more: bool) -> io::Result<Records> {
+        let mut file = self.start("numbers_and_lines", more)?;
+        let mut stream = std::mem::take(&mut self.stream);
+        let (stream, read) = within(LINES_WAIT, move || {
+            let read = read_whole(&mut file, &mut stream);
+            (stream, read)
+        })?;
+        self.stream = stream;
+        self.records(read?)
+    }
+
+    /// Begins a pass; it goes on as its file is read. `more` is whether to bring [`Parts::MORE`].
+    fn start(&mut self, program: &str, more: bool) -> io::Result<File> {
+        if self.ebpf.is_none() {
+            self.ebpf = Some(load(self.sleepable).map_err(io::Error::other)?);
+            self.more = false; // As a new map is.
+            kumo_sys::memory::trim();
+        }
+        let missing = || io::Error::other(format!("the object lacks `{program}` or its control"));
+        let ebpf = self.ebpf.as_mut().ok_or_else(missing)?;
+        if self.more != more {
+            let map = ebpf.map_mut("control").ok_or_else(missing)?;
+            let mut control =
+                aya::maps::Array::<_, u32>::try_from(map).map_err(io::Error::other)?;
+            control.set(0, u32::from(more), 0).map_err(io::Error::other)?;
+            self.more = more;
+        }
+        let program: &mut Iter = ebpf
+            .program_mut(program)
             .and_then(|program| program.try_into().ok())
-            .ok_or_else(|| io::Error::other(format!("the object has no iterator `{name}`")))?;
+            .ok_or_else(missing)?;
         let link = program.attach().map_err(io::Error::other)?;
         let link = program.take_link(link).map_err(io::Error::other)?;
-        let mut file = link.into_file().map_err(io::Error::other)?;
-        let mut len = 0;
-        loop {
-            if self.stream.len() < len + READ_BYTES {
-                self.stream.resize((len + READ_BYTES).max(self.stream.len() * 2), 0);
-            }
-            match file.read(&mut self.stream[len..]) {
-                Ok(0) => break,
-                Ok(read) => len += read,
-                // Nothing of this read was ready within the kernel's bound; it goes on from there.
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
+        link.into_file().map_err(io::Error::other)
+    }
+
+    fn records(&self, len: usize) -> io::Result<Records> {
         records::read(&self.stream[..len], self.page_bytes).map_err(|malformed| {
             io::Error::other(format!("malformed record at byte {}", malformed.offset))
         })
@@ -301,7 +333,66 @@ impl BpfCollector {
     }
 }
 
-fn load(ebpf: &mut Ebpf, name: &str, btf: &Btf) -> Result<(), String> {
+/// Reads a pass to its end. Returns how many bytes of `stream`, which only grows, it has written.
+fn read_whole(file: &mut File, stream: &mut Vec<u8>) -> io::Result<usize> {
+    let mut len = 0;
+    loop {
+        if stream.len() < len + READ_BYTES {
+            stream.resize((len + READ_BYTES).max(stream.len() * 2), 0);
+        }
+        match file.read(&mut stream[len..]) {
+            Ok(0) => return Ok(len),
+            Ok(read) => len += read,
+            // Nothing of this read was ready within the kernel's bound; it goes on from there.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Does `work` on a thread of its own and waits for it, but no longer than `wait`.
+///
+/// # Errors
+/// `TimedOut` after that: the thread is left alone with what it holds until the kernel lets it go.
+fn within<T: Send + 'static>(
+    wait: Duration,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> io::Result<T> {
+    let (sender, receiver) = mpsc::channel();
+    let work = move || {
+        // Nobody may be waiting any more.
+        let _ = sender.send(work());
+    };
+    thread::Builder::new().name("lines".to_owned()).spawn(work)?;
+    receiver.recv_timeout(wait).map_err(|error| match error {
+        mpsc::RecvTimeoutError::Timeout => {
+            let text = format!("the memory of some process did not come within {wait:?}");
+            io::Error::new(io::ErrorKind::TimedOut, text)
+        }
+        mpsc::RecvTimeoutError::Disconnected => io::Error::other("the thread that reads panicked"),
+    })
+}
+
+/// Loads the programs, with that of the lines if `sleepable`.
+fn load(sleepable: bool) -> Result<Ebpf, String> {
+    let btf = Btf::from_sys_fs().map_err(|error| {
+        format!("no type information: {error}; it wants a kernel with CONFIG_DEBUG_INFO_BTF")
+    })?;
+    let cpus = aya::util::nr_cpus().map_or(u32::MAX, |cpus| cpus as u32);
+    let mut ebpf = EbpfLoader::new()
+        .btf(Some(&btf))
+        .override_global("cpus", &cpus, true)
+        .load(OBJECT)
+        .map_err(|error| explain(&error))?;
+    load_program(&mut ebpf, "numbers", &btf)?;
+    if sleepable {
+        load_program(&mut ebpf, "numbers_and_lines", &btf)?;
+    }
+    Ok(ebpf)
+}
+
+fn load_program(ebpf: &mut Ebpf, name: &str, btf: &Btf) -> Result<(), String> {
     let program = ebpf.program_mut(name).ok_or_else(|| format!("no program `{name}`"))?;
     let program: &mut Iter = program.try_into().map_err(|error| explain(&error))?;
     program.load("task", btf).map_err(|error| match &error {
@@ -340,5 +431,51 @@ fn hint(error: &io::Error) -> &'static str {
             "; run as root or with CAP_BPF and CAP_PERFMON, and without kernel lockdown"
         }
         _ => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn work_that_blocks_is_waited_for_no_longer_than_that() {
+        let (release, held) = mpsc::channel::<()>();
+        let blocked = within(Duration::from_millis(1), move || held.recv());
+        let error = blocked.expect_err("nothing has released it");
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        drop(release);
+    }
+
+    #[test]
+    fn work_that_is_done_is_handed_back() {
+        assert_eq!(within(Duration::MAX, || 7).expect("it does not block"), 7);
+        let panics = || assert!(std::hint::black_box(false), "this panic is part of the test");
+        let error = within(Duration::MAX, panics).expect_err("it panicked");
+        assert_eq!(error.kind(), io::ErrorKind::Other);
+    }
+
+    #[test]
+    fn after_a_failed_pass_lines_come_from_proc() {
+        let proc = ProcFs::open().expect("/proc");
+        let opened = BpfCollector::open(CollectorKind::IterSleepable, &proc);
+        let mut collector = match opened {
+            Ok(collector) => collector,
+            Err(why) => {
+                assert!(!rustix::process::geteuid().is_root(), "as root: {why}");
+                return eprintln!("skipped without the right to load BPF programs: {why}");
+            }
+        };
+        collector.give_up_lines(&io::ErrorKind::TimedOut.into());
+        collector.lines.clear();
+        for more in [Parts::NONE, Parts::MORE] {
+            let parts = Parts::CMDLINE | more;
+            let scan = collector.scan(&proc, parts).expect("a scan");
+            assert!(scan.parts.contains(parts));
+            let own = scan.rows.iter().find(|row| row.pid == std::process::id() as i32);
+            let own = own.expect("our own row");
+            assert!(own.cmdline.is_some() && own.have.contains(parts), "{own:?}");
+        }
+        assert!(!collector.sleepable);
     }
 }
