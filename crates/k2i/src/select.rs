@@ -1,7 +1,9 @@
 //! Evaluates a query over a table: filter, sort, limit, group.
 //!
 //! Rows are named by their index until they are written. A part that the table lacks is fetched for
-//! the rows that get that far, and kept for the rows that pass.
+//! the rows that get that far, and kept for the rows that pass; but for command lines that are too
+//! long for a table, which are fetched again where they are written: a filter that reads a thousand
+//! lines of megabytes holds one at a time.
 
 use std::cell::OnceCell;
 use std::cmp::Ordering;
@@ -12,7 +14,7 @@ use kumo_abi::{Aggregate, ColumnIndex, Kind, Query, Select, SortKey, Value};
 
 use crate::encode::write_value;
 use crate::row::{self, Context};
-use crate::table::{Parts, Process};
+use crate::table::{CMDLINE_KEPT_BYTES_MAX, CommandLine, Parts, Process};
 
 /// Fetches what rows lack.
 pub(crate) trait Complete {
@@ -63,6 +65,10 @@ impl<F: Complete> View<F> {
     fn completed_copy(&self, row: &Process, parts: Parts) -> Process {
         let mut copy = row.clone();
         self.complete.complete(&mut copy, parts);
+        if copy.cmdline_long && parts.contains(Parts::CMDLINE) {
+            // The first look at a line tells no more of it than that it is long.
+            self.complete.complete(&mut copy, parts);
+        }
         copy
     }
 
@@ -78,13 +84,14 @@ impl<F: Complete> View<F> {
         if missing.is_empty() { row } else { scratch.insert(self.completed_copy(row, missing)) }
     }
 
-    /// Fetches and keeps `parts` for all `rows`.
+    /// Fetches and keeps `parts` for all `rows`; of long command lines their beginning.
     fn complete_all(&mut self, rows: &[usize], parts: Parts) {
         for index in rows {
             let row = self.row(*index);
             let missing = self.missing(row, parts);
             if !missing.is_empty() {
-                let copy = self.completed_copy(row, missing);
+                let mut copy = self.completed_copy(row, missing);
+                cut_line(&mut copy);
                 self.completed.insert(*index, copy);
             }
         }
@@ -101,6 +108,7 @@ impl<F: Complete> View<F> {
         let keys: Vec<ColumnIndex> = query.sort.iter().filter_map(sort_column).collect();
         self.complete_all(&rows, parts_of(&keys));
         self.sort(query, &mut rows);
+        self.completed.values_mut().for_each(forget_line);
         (Selected::Rows(rows), matched)
     }
 
@@ -124,7 +132,11 @@ impl<F: Complete> View<F> {
             });
             if matches {
                 passed.push(index);
-                kept.extend(completed.into_inner().map(|row| (index, row)));
+                kept.extend(completed.into_inner().map(|mut row| {
+                    cut_line(&mut row);
+                    forget_line(&mut row);
+                    (index, row)
+                }));
             }
         }
         self.completed.extend(kept);
@@ -155,8 +167,8 @@ impl<F: Complete> View<F> {
         rows.truncate(limit);
     }
 
-    fn group(&mut self, query: &Query, rows: &[usize]) -> Vec<Vec<Value<'static>>> {
-        self.complete_all(rows, parts_of(&query.columns_read()));
+    fn group(&self, query: &Query, rows: &[usize]) -> Vec<Vec<Value<'static>>> {
+        let parts = parts_of(&query.columns_read());
         let mut index_of: HashMap<Vec<u8>, usize> = HashMap::new();
         let mut groups: Vec<Vec<Value<'static>>> = Vec::new();
         let mut key = Vec::new();
@@ -166,15 +178,19 @@ impl<F: Complete> View<F> {
             index_of.insert(Vec::new(), 0);
         }
         for index in rows {
+            let mut scratch = None;
+            let row = self.row_with(*index, parts, &mut scratch);
+            let value =
+                |column: ColumnIndex| row::value(Column::at(column), row, *index, &self.context);
             // Values are compared as they are written: a key that looks the same is the same.
             key.clear();
             for column in &query.group {
-                write_value(&mut key, &self.value(*column, *index));
+                write_value(&mut key, &value(*column));
                 key.push(0);
             }
             let group = *index_of.entry(key.clone()).or_insert_with(|| {
                 let start = |select: &Select| match select {
-                    Select::Column(column) => self.value(*column, *index).into_owned(),
+                    Select::Column(column) => value(*column).into_owned(),
                     Select::Aggregate(_) => initial(*select),
                 };
                 groups.push(query.columns.iter().map(start).collect());
@@ -185,10 +201,10 @@ impl<F: Complete> View<F> {
                     Select::Column(_) => {}
                     Select::Aggregate(Aggregate::Count) => add(cell, &Value::Int(1)),
                     Select::Aggregate(Aggregate::Sum(column)) => {
-                        add(cell, &self.value(*column, *index));
+                        add(cell, &value(*column));
                     }
                     Select::Aggregate(Aggregate::Max(column)) => {
-                        let value = self.value(*column, *index);
+                        let value = value(*column);
                         if value.order(cell) == Ordering::Greater {
                             *cell = value.into_owned();
                         }
@@ -213,6 +229,24 @@ impl<F: Complete> View<F> {
         groups.sort_by(|a, b| compare(&query.sort, &keys(a), &keys(b)));
         groups.truncate(query.limit.map_or(usize::MAX, |limit| limit as usize));
         groups
+    }
+}
+
+/// Cuts a command line that is too long for a table: its beginning is enough to sort by. Such a row
+/// has the part and says that the line is long; [`forget_line`] ends that.
+fn cut_line(row: &mut Process) {
+    let line = row.cmdline.as_ref().filter(|line| line.argv().len() > CMDLINE_KEPT_BYTES_MAX);
+    if let Some(line) = line {
+        row.cmdline = Some(CommandLine::new(&line.argv()[..CMDLINE_KEPT_BYTES_MAX]));
+        row.cmdline_long = true;
+    }
+}
+
+/// Makes a cut line one that has to be fetched, as it was in the table.
+fn forget_line(row: &mut Process) {
+    if row.cmdline_long {
+        row.cmdline = None;
+        row.have = row.have.without(Parts::CMDLINE);
     }
 }
 
@@ -268,12 +302,22 @@ mod tests {
     use crate::row::Names;
     use crate::table::{Ids, Late, Memory, Table};
 
-    /// Knows the executable of every process.
+    /// Knows the executable of every process, and long command lines.
     struct Links;
+
+    /// The command line of process `pid`: they differ at the start.
+    fn long_line(pid: i32) -> CommandLine {
+        CommandLine::new(format!("{pid}{}\0", "x".repeat(3 * CMDLINE_KEPT_BYTES_MAX)).as_bytes())
+    }
 
     impl Complete for Links {
         fn complete(&self, row: &mut Process, parts: Parts) {
             row.have |= parts;
+            if parts.contains(Parts::CMDLINE) {
+                assert!(row.cmdline_long, "a table has short ones");
+                row.cmdline = Some(long_line(row.pid));
+                row.cmdline_long = false;
+            }
             let exe = format!("/bin/{}", row.pid).into_bytes();
             row.late = Some(Box::new(Late { exe: Some(exe.into()), ..Late::default() }));
         }
@@ -286,6 +330,7 @@ mod tests {
             uid: Ids { real: uid, effective: uid, saved: uid, fs: uid },
             memory: Memory { anon, ..Memory::default() },
             state: b'S',
+            cmdline_long: true,
             ..Process::default()
         };
         let table = Table {
@@ -294,7 +339,7 @@ mod tests {
             began_unix_ns: 0,
             began_boot_ns: 0,
             scan_us: 0,
-            parts: Parts::STAT | Parts::STATUS | Parts::MEMORY,
+            parts: Parts::STAT | Parts::STATUS | Parts::MEMORY | Parts::CMDLINE,
             rows: vec![row(1, 0, 10), row(2, 33, 30), row(3, 33, 20), row(4, 7, 30)],
             cpu_percent: None,
         };
@@ -364,6 +409,37 @@ mod tests {
         ];
         for (got, want) in cases {
             assert_eq!(got, want);
+        }
+    }
+
+    #[test]
+    fn long_command_lines_are_whole_and_not_kept() {
+        let text = |text: &str| Some(text.to_owned());
+        for (filter, sort, want) in [
+            ("cmdline.contains('x')", "pid", [1, 2, 3, 4]),
+            ("cmdline.contains('x')", "-argv", [4, 3, 2, 1]),
+            ("exe != ''", "-cmdline", [4, 3, 2, 1]),
+        ] {
+            let texts = QueryText {
+                columns: text("cmdline"),
+                filter: text(filter),
+                sort: text(sort),
+                ..QueryText::default()
+            };
+            let query = Query::parse(&texts, &PROC, COLUMNS_DEFAULT).expect("a good query");
+            let mut view = view();
+            let (Selected::Rows(rows), 4) = view.select(&query, (0..4).collect()) else {
+                panic!("four rows for {filter:?}");
+            };
+            assert!(view.completed.len() == 4, "they were read");
+            assert!(view.completed.values().all(|row| row.cmdline.is_none()), "for {filter:?}");
+            let pids: Vec<_> = rows.iter().map(|index| view.row(*index).pid).collect();
+            assert_eq!(pids, want, "for {filter:?} by {sort}");
+            for (index, pid) in rows.into_iter().zip(pids) {
+                let mut scratch = None;
+                let written = view.row_with(index, Parts::CMDLINE, &mut scratch);
+                assert!(written.cmdline == Some(long_line(pid)), "whole where it is written");
+            }
         }
     }
 
