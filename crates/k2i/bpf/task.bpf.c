@@ -547,7 +547,8 @@ INLINE void write_process(struct bpf_iter__task *context, struct task_struct *ta
 	__builtin_memset(&to->total_vm, 0,
 			 __builtin_offsetof(struct process_record, comm) -
 				 __builtin_offsetof(struct process_record, total_vm));
-	if (mm)
+	/* A kernel thread may work in the memory of a process for a while (vhost before Linux 6.4). */
+	if (mm && !(to->task_flags & PF_KTHREAD))
 		read_memory(to, mm);
 	if (want_more) {
 		to->flags |= HAS_MORE;
