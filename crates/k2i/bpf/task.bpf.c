@@ -397,6 +397,8 @@ INLINE void read_memory(struct process_record *to, struct mm_struct *mm)
 	if (EXISTS(mm->rss_stat[0].counters)) {
 		read_rss(to, mm);
 	} else if (EXISTS(((struct mm_struct___old *)mm)->rss_stat.count)) {
+		/* Threads keep up to 64 pages back each, but /proc shows no more than this either. */
+		to->flags |= RSS_EXACT;
 		READ_RSS_OLD(0);
 		READ_RSS_OLD(1);
 		READ_RSS_OLD(2);
