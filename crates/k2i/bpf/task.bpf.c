@@ -255,6 +255,7 @@ INLINE void read_namespaces(struct process_more *to, struct task_struct *task)
 	struct nsproxy *ns = task->nsproxy;
 	struct pid *pid = task->thread_pid;
 
+	to->nspid = 0;
 	to->ns[0] = to->ns[1] = to->ns[2] = to->ns[3] = to->ns[4] = to->ns[6] = to->ns[7] = 0;
 	if (pid) {
 		__u32 level = pid->level;
