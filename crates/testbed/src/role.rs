@@ -45,6 +45,8 @@ pub struct Subject {
     pub comm: Option<Vec<u8>>,
     /// A title written over its argument vector.
     pub title: Option<Vec<u8>>,
+    /// A title that is written, in place of the one before, once its owner asks for it.
+    pub title_later: Option<Vec<u8>>,
     /// Threads beside the first.
     pub threads_more: u32,
     /// Spin this share of the time; 100 is one whole CPU.
@@ -100,6 +102,9 @@ impl fmt::Display for Subject {
         if let Some(title) = &self.title {
             write!(f, "title={} ", hex(title))?;
         }
+        if let Some(title) = &self.title_later {
+            write!(f, "later={} ", hex(title))?;
+        }
         if let Some(user) = self.user {
             write!(f, "user={user} ")?;
         }
@@ -125,6 +130,7 @@ impl FromStr for Role {
             "subject" => Ok(Role::Subject(Subject {
                 comm: words.bytes("comm")?,
                 title: words.bytes("title")?,
+                title_later: words.bytes("later")?,
                 user: words.number("user")?,
                 threads_more: words.number("threads")?.unwrap_or(0),
                 busy_percent: words.number("busy")?.unwrap_or(0),
@@ -190,6 +196,7 @@ mod tests {
             Role::Subject(Subject {
                 comm: Some(b"a b\n\xff=".to_vec()),
                 title: Some(Vec::new()),
+                title_later: Some(b"later".to_vec()),
                 threads_more: 3,
                 busy_percent: 100,
                 anon_bytes: 1 << 33,

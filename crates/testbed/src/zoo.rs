@@ -1,7 +1,7 @@
 //! Guards that own real processes of every awkward kind.
 
 use std::ffi::OsStr;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -46,6 +46,12 @@ impl Zoo {
     /// A process that wrote `title` over its argument vector, which was `argv`.
     pub fn retitled(argv: &[&[u8]], title: &[u8]) -> Animal {
         Zoo::subject(Subject { title: Some(title.to_vec()), ..Subject::default() }, argv)
+    }
+
+    /// A process that writes `title` over its argument vector when [`Animal::retitle`] says so.
+    pub fn retitling(argv: &[&[u8]], title: &[u8]) -> Animal {
+        let title_later = Some(title.to_vec());
+        Zoo::subject(Subject { title_later, ..Subject::default() }, argv)
     }
 
     /// A process whose argument vector takes at least `len_bytes`, in many arguments.
@@ -117,6 +123,8 @@ pub struct Animal {
     helper: Child,
     /// The helper and all it keeps end when this closes.
     lifeline: Option<ChildStdin>,
+    /// What it says. `None` until it can be read.
+    said: Option<BufReader<ChildStdout>>,
     pid: i32,
 }
 
@@ -129,6 +137,14 @@ impl Animal {
     /// The process that the guard started itself: the process to look at, or the one that keeps it.
     pub fn keeper_pid(&self) -> i32 {
         self.helper.id() as i32
+    }
+
+    /// Lets a process of [`Zoo::retitling`] write its title, and returns once it has.
+    pub fn retitle(&mut self) {
+        let lifeline = self.lifeline.as_mut().expect("it lives");
+        lifeline.write_all(b"\n").expect("it reads what its owner says");
+        let ready = read_ready(self.said.as_mut().expect("it was ready before"));
+        ready.unwrap_or_else(|why| panic!("it did not write its title: {why}"));
     }
 
     /// Kills the process and waits until it is reaped. Nothing happens the second time.
@@ -178,9 +194,10 @@ impl Animal {
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut helper = command.spawn().map_err(|error| error.to_string())?;
         let lifeline = helper.stdin.take();
-        let stdout = helper.stdout.take().expect("its output is a pipe");
-        let mut animal = Animal { helper, lifeline, pid: 0 };
-        let pids = read_ready(stdout)?;
+        let mut said = BufReader::new(helper.stdout.take().expect("its output is a pipe"));
+        let mut animal = Animal { helper, lifeline, said: None, pid: 0 };
+        let pids = read_ready(&mut said)?;
+        animal.said = Some(said);
         animal.pid = pids.first().copied().unwrap_or(animal.keeper_pid());
         Ok((animal, pids))
     }
@@ -193,9 +210,9 @@ impl Drop for Animal {
 }
 
 /// Reads the one line that a helper writes: it writes one or dies, so this needs no time limit.
-fn read_ready(stdout: ChildStdout) -> Ready {
+fn read_ready(said: &mut BufReader<ChildStdout>) -> Ready {
     let mut line = Vec::new();
-    let read = BufReader::new(stdout).read_until(b'\n', &mut line);
+    let read = said.read_until(b'\n', &mut line);
     read.map_err(|error| error.to_string())?;
     let line = String::from_utf8_lossy(&line);
     match line.trim_end_matches('\n').split_once(' ') {

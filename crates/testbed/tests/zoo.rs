@@ -53,6 +53,10 @@ fn names_and_titles_are_set() {
     // A title longer than the argument vector runs on into the environment.
     let retitled = Zoo::retitled(&[b"tiny"], b"a title longer than the arguments");
     assert_eq!(read(retitled.pid(), "cmdline"), b"a title longer than the arguments\0");
+    let mut retitling = Zoo::retitling(&[b"before"], b"after!");
+    assert_eq!(read(retitling.pid(), "cmdline"), b"before\0");
+    retitling.retitle();
+    assert_eq!(read(retitling.pid(), "cmdline"), b"after!\0");
 }
 
 #[test]

@@ -96,6 +96,13 @@ fn be_subject(subject: &Subject) -> io::Result<()> {
     }
     if subject.busy_percent == 0 {
         say_ready(&[std::process::id()])?;
+        if let Some(title) = &subject.title_later {
+            // One byte asks for it; without any the owner is gone.
+            if io::stdin().read(&mut [0])? > 0 {
+                write_title(title)?;
+                say_ready(&[std::process::id()])?;
+            }
+        }
         wait_for_end()?;
     } else {
         be_busy(subject.busy_percent.min(100))?;
