@@ -37,6 +37,10 @@ const HIDDEN_CHECK: Duration = Duration::from_secs(30);
 /// A kernel that hides more processes than this from its iterator is better read by `/proc`.
 const HIDDEN_MAX: usize = 16;
 
+/// How many processes whose threads changed during a pass are read again: 10 µs each, so a host full
+/// of short-lived threads makes no scan longer than by a millisecond.
+const TORN_MAX: usize = 100;
+
 /// How long a pass with lines may take. Ten thousand lines take about 50 ms; who waits longer waits for
 /// the memory of one process, and everybody who asks for the table waits with him.
 const LINES_WAIT: Duration = Duration::from_secs(3);
@@ -147,6 +151,7 @@ impl BpfCollector {
             self.put_lines(proc, &mut records);
         }
         self.lines_last = records.asides.iter().filter(|aside| aside.line != Line::None).count();
+        mend_torn(proc, &mut records);
         let mut rows = records.rows;
         let mut have = if more { Parts::BASE | Parts::MORE } else { Parts::BASE };
         if !records.rss_exact && !parts.contains(Parts::MEMORY) {
@@ -351,6 +356,28 @@ fn read_whole(file: &mut File, stream: &mut Vec<u8>) -> io::Result<usize> {
     }
 }
 
+/// Reads the sums of processes again whose threads changed during the pass: an ended thread's share
+/// was in neither its own record nor that of its process.
+fn mend_torn(proc: &ProcFs, records: &mut Records) {
+    let rows = records.rows.iter_mut().zip(&records.asides);
+    let torn = rows.filter_map(|(row, aside)| aside.torn.then_some(row));
+    for row in torn.take(TORN_MAX) {
+        if let Some(now) = proc.one(row.pid, Parts::STAT).filter(|now| now.id().same(&row.id())) {
+            take_larger(row, &now);
+        }
+    }
+}
+
+/// Takes the sums of `now`, a later look at the same process in whole ticks, where they are larger.
+fn take_larger(row: &mut Process, now: &Process) {
+    // The two times together: each alone may be rounded down.
+    if now.cpu_ns() > row.cpu_ns() {
+        (row.utime_ns, row.stime_ns) = (now.utime_ns, now.stime_ns);
+    }
+    row.min_flt = row.min_flt.max(now.min_flt);
+    row.maj_flt = row.maj_flt.max(now.maj_flt);
+}
+
 /// Does `work` on a thread of its own and waits for it, but no longer than `wait`.
 ///
 /// # Errors
@@ -445,6 +472,22 @@ mod tests {
         let error = blocked.expect_err("nothing has released it");
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
         drop(release);
+    }
+
+    #[test]
+    fn a_torn_row_only_grows() {
+        let row = |utime_ns, stime_ns, min_flt| Process {
+            utime_ns,
+            stime_ns,
+            min_flt,
+            ..Process::default()
+        };
+        let cases =
+            [(row(5, 7, 3), row(10, 0, 4), (5, 7, 4)), (row(5, 7, 3), row(20, 0, 2), (20, 0, 3))];
+        for (mut torn, now, want) in cases {
+            take_larger(&mut torn, &now);
+            assert_eq!((torn.utime_ns, torn.stime_ns, torn.min_flt), want);
+        }
     }
 
     #[test]

@@ -153,6 +153,11 @@ pub(crate) struct Aside {
     pub(crate) line_key: LineKey,
     /// Tasks with equal keys are in the same control groups.
     pub(crate) cgroup_key: Option<(u64, u64)>,
+    /// Threads began or ended between the visit of the process and the visit of each. What a thread
+    /// that ended had used is in no record: the times of this row are too small.
+    pub(crate) torn: bool,
+    /// Records of threads, but for the first.
+    threads_seen: u32,
     prev_utime_ns: u64,
     prev_stime_ns: u64,
 }
@@ -213,13 +218,14 @@ pub(crate) fn read(stream: &[u8], page_bytes: u64) -> Result<Records, Malformed>
     }
     order(&mut records);
     add_threads(&mut records, &threads);
-    for (row, aside) in records.rows.iter_mut().zip(&records.asides) {
+    for (row, aside) in records.rows.iter_mut().zip(&mut records.asides) {
         let (utime_ns, stime_ns) = scale(
             (row.utime_ns, row.stime_ns),
             aside.line_key.exec_ns,
             (aside.prev_utime_ns, aside.prev_stime_ns),
         );
         (row.utime_ns, row.stime_ns) = (utime_ns, stime_ns);
+        aside.torn = aside.threads_seen != row.threads.saturating_sub(1);
     }
     Ok(records)
 }
@@ -251,6 +257,7 @@ fn add_threads(records: &mut Records, threads: &[(i32, Sums, MoreSums)]) {
             }
         }
         let (row, aside) = (&mut records.rows[index], &mut records.asides[index]);
+        aside.threads_seen += 1;
         row.utime_ns += sums.utime_ns;
         row.stime_ns += sums.stime_ns;
         aside.line_key.exec_ns += sums.exec_ns;
@@ -329,6 +336,8 @@ fn aside(record: &ProcessRecord, more: Option<&ProcessMore>, tail: (usize, usize
             exec_ns: record.sums.exec_ns,
         },
         cgroup_key: more.map(|more| (more.cgroup_set, more.cgroup_ids)),
+        torn: false,
+        threads_seen: 0,
         prev_utime_ns: record.prev_utime_ns,
         prev_stime_ns: record.prev_stime_ns,
     }
@@ -455,6 +464,7 @@ mod tests {
         let len = (size_of::<ProcessRecord>() + tail.len()) as u32;
         record.head = Head { len, kind: RECORD_PROCESS, flags };
         (record.pid, record.sums.exec_ns, record.sums.utime_ns) = (pid, 50, 50);
+        record.threads = 2;
         record.comm[..4].copy_from_slice(b"comm");
         [bytemuck::bytes_of(&record), tail].concat()
     }
@@ -484,6 +494,15 @@ mod tests {
         assert_eq!(&stream[start..end], b"a\0b\0");
         assert_eq!(records.rows[0].comm.as_bytes(), b"comm");
         assert_eq!(records.rows[1].comm.as_bytes(), b"long name");
+    }
+
+    #[test]
+    fn a_process_whose_threads_come_or_go_is_torn() {
+        for (threads, torn) in [(0, true), (1, false), (2, true)] {
+            let stream = [process(5, b"", 0), thread(5).repeat(threads), thread(6)].concat();
+            let records = read(&stream, 4096).expect("a good stream");
+            assert_eq!(records.asides[0].torn, torn, "for {threads} of 1 thread beside the first");
+        }
     }
 
     #[test]
