@@ -298,7 +298,8 @@ INLINE void mix(__u64 *hash, __u64 value)
 
 /*
  * Tasks of one css_set are in the same control groups of all hierarchies. Its address may be given
- * again to another set later; the ids of the groups tell the two apart.
+ * again to another set later; the ids of the groups tell the two apart, but for the hierarchies that
+ * have a name only, and for subsystems beyond these eight. Who reads must not trust them for ever.
  */
 INLINE void read_cgroups(struct process_more *to, struct task_struct *task)
 {

@@ -18,9 +18,10 @@ use std::time::{Duration, Instant};
 
 use aya::programs::{Iter, ProgramError};
 use aya::{Btf, Ebpf, EbpfLoader};
+use kumo_abi::ProcessId;
 
 use super::proc::ProcFs;
-use super::records::{self, Aside, Line, LineKey, Records};
+use super::records::{self, Aside, GroupsKey, Line, LineKey, Records, is_exiting};
 use super::{CollectorKind, Scan};
 use crate::table::{CommandLine, Parts, Process};
 
@@ -31,8 +32,9 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!("../../bpf/task.bpf.o");
 /// 6 µs for one line there, 2 µs here.
 const LINES_APART_SHARE: usize = 3;
 
-/// How often it is checked that the iterator shows what `/proc` shows; 1 ms for 3,000 processes.
-const HIDDEN_CHECK: Duration = Duration::from_secs(30);
+/// How often it is checked that the iterator shows what `/proc` shows, 1 ms for 3,000 processes, and
+/// the texts of control groups are read again, 10 µs each.
+const CHECK_AGAIN: Duration = Duration::from_secs(30);
 
 /// A kernel that hides more processes than this from its iterator is better read by `/proc`.
 const HIDDEN_MAX: usize = 16;
@@ -60,14 +62,23 @@ pub(crate) struct BpfCollector {
     lines: Vec<KnownLine>,
     /// How many processes had a line in the last pass.
     lines_last: usize,
-    cgroups: HashMap<(u64, u64), Arc<[u8]>>,
+    cgroups: HashMap<GroupsKey, Groups>,
     /// What the last pass wrote, and room for the next.
     stream: Vec<u8>,
     /// Whether passes bring [`Parts::MORE`]; a copy of what the programs see.
     more: bool,
     /// Processes that `/proc` shows and the iterator does not: hardened kernels hide some.
     hidden: Vec<i32>,
-    hidden_checked: Instant,
+    checked: Instant,
+}
+
+/// The text of `/proc/<pid>/cgroup` for all processes with one key.
+#[derive(Debug)]
+struct Groups {
+    text: Arc<[u8]>,
+    /// The key was taken before the text was read, and the process may have been moved in between:
+    /// only when it is found with the same key a second time, the text is known to belong to it.
+    unconfirmed: Option<ProcessId>,
 }
 
 /// A command line that was read, and by what to know that it is still the same.
@@ -105,7 +116,7 @@ impl BpfCollector {
             stream: Vec::new(),
             more: false,
             hidden: Vec::new(),
-            hidden_checked: Instant::now(),
+            checked: Instant::now(),
         };
         // A kernel may load what it then refuses to run, or to show.
         if sleepable {
@@ -129,14 +140,15 @@ impl BpfCollector {
         let seen = |pid: &i32| records.rows.binary_search_by_key(pid, |row| row.pid).is_ok();
         let stayed = before.into_iter().filter(|pid| after.binary_search(pid).is_ok());
         self.hidden = stayed.filter(|pid| !seen(pid)).collect();
-        self.hidden_checked = Instant::now();
+        self.checked = Instant::now();
         Ok(())
     }
 
     /// Reads the whole table with at least `parts`.
     pub(crate) fn scan(&mut self, proc: &ProcFs, parts: Parts) -> io::Result<Scan> {
-        if self.hidden_checked.elapsed() > HIDDEN_CHECK {
+        if self.checked.elapsed() > CHECK_AGAIN {
             self.find_hidden(proc)?;
+            self.cgroups.clear();
         }
         let more = parts.intersects(Parts::MORE | Parts::CGROUP);
         let lines = parts.contains(Parts::CMDLINE);
@@ -319,23 +331,40 @@ impl BpfCollector {
 
     /// Processes in the same control groups share one text, read once.
     fn put_cgroups(&mut self, proc: &ProcFs, rows: &mut [Process], asides: &[Aside]) {
-        let mut seen = HashMap::with_capacity(self.cgroups.len());
+        self.cgroups.retain(|key, groups| confirm(*key, groups, rows, asides));
+        let mut seen = HashMap::<_, Groups>::with_capacity(self.cgroups.len());
         for (row, aside) in rows.iter_mut().zip(asides) {
-            let known = |groups: &HashMap<_, Arc<[u8]>>| groups.get(&aside.cgroup_key?).cloned();
-            if let Some(text) = known(&seen).or_else(|| known(&self.cgroups)) {
-                row.cgroup = Some(text);
-                row.have |= Parts::CGROUP;
-            } else {
+            let Some(key) = aside.cgroup_key else {
                 proc.complete(row, Parts::CGROUP);
+                continue;
+            };
+            if let Some(groups) = self.cgroups.remove(&key) {
+                seen.insert(key, groups);
             }
-            // A zombie has left its groups; what it shows must not speak for the living.
-            let living = row.cgroup.clone().filter(|_| row.state != b'Z');
-            if let Some((key, text)) = aside.cgroup_key.zip(living) {
-                seen.insert(key, text);
+            if let Some(groups) = seen.get(&key) {
+                row.cgroup = Some(groups.text.clone());
+                row.have |= Parts::CGROUP;
+                continue;
+            }
+            proc.complete(row, Parts::CGROUP);
+            // What it shows at its end must not speak for the living; whether it is ending is asked
+            // last, for there is no way back.
+            let now = proc.one(row.pid, Parts::STAT).filter(|now| now.id().same(&row.id()));
+            let as_was = now.is_some_and(|now| is_exiting(now.flags) == is_exiting(row.flags));
+            if let Some(text) = row.cgroup.clone().filter(|_| as_was) {
+                seen.insert(key, Groups { text, unconfirmed: Some(row.id()) });
             }
         }
         self.cgroups = seen;
     }
+}
+
+/// Whether the text may be used on: the process that it was read from, if it is still to be looked
+/// at, has the key that it had.
+fn confirm(key: GroupsKey, groups: &mut Groups, rows: &[Process], asides: &[Aside]) -> bool {
+    let Some(from) = groups.unconfirmed.take() else { return true };
+    let at = rows.binary_search_by_key(&from.pid, |row| row.pid);
+    at.is_ok_and(|at| rows[at].id() == from && asides[at].cgroup_key == Some(key))
 }
 
 /// Reads a pass to its end. Returns how many bytes of `stream`, which only grows, it has written.
@@ -472,6 +501,31 @@ mod tests {
         let error = blocked.expect_err("nothing has released it");
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
         drop(release);
+    }
+
+    #[test]
+    fn a_text_of_groups_is_confirmed_by_who_it_was_read_from() {
+        let key = |ids| GroupsKey { set: 1, ids, exiting: false };
+        let row = |pid, start_ns| Process { pid, start_ns, ..Process::default() };
+        let aside = |ids| {
+            let mut aside = Aside::default();
+            aside.cgroup_key = Some(key(ids));
+            aside
+        };
+        let (rows, asides) = ([row(5, 50), row(9, 90)], [aside(7), aside(8)]);
+        let cases = [
+            (None, 7, true), // Confirmed before.
+            (Some((5, 50)), 7, true),
+            (Some((5, 50)), 8, false), // It was moved.
+            (Some((5, 51)), 7, false), // Another process has its number.
+            (Some((6, 50)), 7, false), // It ended.
+        ];
+        for (from, ids, want) in cases {
+            let unconfirmed = from.map(|(pid, start_ns)| ProcessId { pid, start_ns });
+            let mut groups = Groups { text: Arc::default(), unconfirmed };
+            assert_eq!(confirm(key(ids), &mut groups, &rows, &asides), want, "for {from:?} {ids}");
+            assert!(groups.unconfirmed.is_none());
+        }
     }
 
     #[test]

@@ -124,9 +124,10 @@ struct ProcessRecord {
 }
 
 /// Where the command line of a process is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Line {
     /// It has none: a kernel thread or a zombie.
+    #[default]
     None,
     /// In the stream: `start..end`.
     At(usize, usize),
@@ -146,13 +147,23 @@ pub(crate) struct LineKey {
     exec_ns: u64,
 }
 
+/// Tasks with equal keys show the same control groups.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct GroupsKey {
+    /// The kernel's address of the set of groups.
+    pub(crate) set: u64,
+    /// The ids of the groups that `bpf/task.bpf.c` knows of.
+    pub(crate) ids: u64,
+    /// A task that ends stays in its groups, but those of version 1 are not shown any more.
+    pub(crate) exiting: bool,
+}
+
 /// What is known of a process beside its row.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Aside {
     pub(crate) line: Line,
     pub(crate) line_key: LineKey,
-    /// Tasks with equal keys are in the same control groups.
-    pub(crate) cgroup_key: Option<(u64, u64)>,
+    pub(crate) cgroup_key: Option<GroupsKey>,
     /// Threads began or ended between the visit of the process and the visit of each. What a thread
     /// that ended had used is in no record: the times of this row are too small.
     pub(crate) torn: bool,
@@ -317,6 +328,12 @@ fn scale((utime, stime): (u64, u64), exec: u64, prev: (u64, u64)) -> (u64, u64) 
     (user, system)
 }
 
+/// Whether a task with these `PF_*` flags is on its way out, or a zombie. It never comes back.
+pub(crate) fn is_exiting(flags: u32) -> bool {
+    const PF_EXITING: u32 = 0x4;
+    flags & PF_EXITING != 0
+}
+
 fn aside(record: &ProcessRecord, more: Option<&ProcessMore>, tail: (usize, usize)) -> Aside {
     let flags = record.head.flags;
     let line = if flags & TAIL_LINE != 0 {
@@ -335,7 +352,11 @@ fn aside(record: &ProcessRecord, more: Option<&ProcessMore>, tail: (usize, usize
             arg_end: record.arg_end,
             exec_ns: record.sums.exec_ns,
         },
-        cgroup_key: more.map(|more| (more.cgroup_set, more.cgroup_ids)),
+        cgroup_key: more.map(|more| GroupsKey {
+            set: more.cgroup_set,
+            ids: more.cgroup_ids,
+            exiting: is_exiting(record.task_flags),
+        }),
         torn: false,
         threads_seen: 0,
         prev_utime_ns: record.prev_utime_ns,
