@@ -98,7 +98,7 @@ fn heading(rounds: usize) -> String {
         some => format!(" ARGS='{some}'"),
     };
     let date = machine::output_of("date", &["-u", "+%F"]).unwrap_or_default();
-    let commit = machine::output_of("git", &["rev-parse", "--short", "HEAD"]).unwrap_or_default();
+    let commit = machine::output_of("git", &["describe", "--always", "--dirty"]).unwrap_or_default();
     format!(
         "`make bench-k2i{arguments}`, {date}, commit {commit}: {rounds} rounds each.\n\nMachine: {}.\n",
         machine::describe(),
