@@ -146,7 +146,11 @@ fn write_non_ascii(out: &mut Vec<u8>, run: &[u8]) {
 
 /// A document as JSON, with the same escapes. Empty where it is not one: a bug of ours.
 pub(crate) fn document(value: &impl Serialize) -> Vec<u8> {
-    let plain = serde_json::to_string(value).unwrap_or_default();
+    escaped_json(&serde_json::to_string(value).unwrap_or_default()).into_bytes()
+}
+
+/// JSON that serde wrote, with the same escapes. It reads back as the same.
+pub fn escaped_json(plain: &str) -> String {
     let mut out = Vec::with_capacity(plain.len());
     // Such characters stand in strings only, and serde escapes the controls of ASCII but for DEL.
     for (index, between) in plain.split('\x7f').enumerate() {
@@ -155,7 +159,7 @@ pub(crate) fn document(value: &impl Serialize) -> Vec<u8> {
         }
         write_readable(&mut out, between);
     }
-    out
+    String::from_utf8(out).unwrap_or_default()
 }
 
 #[cfg(test)]

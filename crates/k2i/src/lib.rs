@@ -17,5 +17,6 @@ pub mod signal;
 mod table;
 
 pub use collect::{CollectorChoice, CollectorKind, Rung};
+pub use encode::escaped_json;
 pub use engine::{Answer, AskError, Engine, EngineConfig, Format, OpenError, Question};
 pub use table::{CommandLine, Parts, Process, Table};
