@@ -4,6 +4,7 @@ use k2i::host::{HostReport, Stall};
 
 use crate::error::CommandError;
 use crate::exit::Exit;
+use crate::json;
 use crate::output::{Look, Output};
 use crate::source::{Source, SourceArgs};
 use crate::text;
@@ -34,8 +35,7 @@ Examples:
 pub fn run(args: &Host, source: &Source, out: &mut Output) -> Result<Exit, CommandError> {
     let report = source.host()?;
     if args.json {
-        let json = serde_json::to_string_pretty(&report).map_err(std::io::Error::from)?;
-        out.line(json)?;
+        out.line(json::pretty(&report)?)?;
         return Ok(Exit::Done);
     }
     let width_max = out.size().map_or(usize::MAX, |(columns, _)| columns);

@@ -15,6 +15,7 @@ use kumo_abi::{IdentityError, ProcessId, Query, QueryText, Row};
 use kumo_sys::Ended;
 use serde_json::Value;
 
+use crate::cel;
 use crate::error::CommandError;
 use crate::exit::Exit;
 use crate::output::Output;
@@ -237,7 +238,7 @@ fn choose(
 ) -> Result<Option<Vec<Named>>, CommandError> {
     let text = QueryText {
         columns: Some("id,user,rss,start,cmdline".to_owned()),
-        filter: Some(format!("pid != {own} && (\n{filter}\n)")),
+        filter: Some(cel::all_of(&[format!("pid != {own}"), cel::typed(filter)?])?),
         ..QueryText::default()
     };
     let query = Query::parse(&text, &PROC, COLUMNS_DEFAULT)?;

@@ -17,12 +17,14 @@ use crate::exit::Exit;
 use crate::output::{ColorChoice, Output};
 use crate::source::{Reading, Source, SourceArgs};
 
+mod cel;
 mod completions;
 mod doctor;
 mod error;
 mod exit;
 mod forest;
 mod host;
+mod json;
 mod kill;
 mod output;
 mod pgrep;

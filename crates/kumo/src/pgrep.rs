@@ -4,8 +4,10 @@ use kumo_abi::proc::{COLUMNS_DEFAULT, PROC};
 use kumo_abi::{Query, QueryText, Row};
 use serde_json::Value;
 
+use crate::cel;
 use crate::error::CommandError;
 use crate::exit::Exit;
+use crate::json;
 use crate::output::Output;
 use crate::source::{Source, SourceArgs};
 use crate::text;
@@ -91,8 +93,7 @@ pub fn run(args: &Pgrep, source: &Source, out: &mut Output) -> Result<Exit, Comm
     let found = if rows.rows.is_empty() { Exit::Failed } else { Exit::Done };
     if args.json {
         // The rows are small; asking a second time could give others.
-        let json = serde_json::to_string(&rows).map_err(std::io::Error::from)?;
-        out.line(json)?;
+        out.line(json::line(&rows)?)?;
         return Ok(found);
     }
     if args.count {
@@ -124,12 +125,12 @@ impl Pgrep {
             } else {
                 format!("{case}{pattern}")
             };
-            conditions.push(format!("{column}.matches({})", literal(&pattern)));
+            conditions.push(format!("{column}.matches({})", cel::literal(&pattern)));
         }
         if !self.user.is_empty() {
             let each = self.user.iter().map(|user| match user.parse::<u32>() {
                 Ok(uid) => format!("euid == {uid}"),
-                Err(_) => format!("user == {}", literal(user)),
+                Err(_) => format!("user == {}", cel::literal(user)),
             });
             conditions.push(format!("({})", each.collect::<Vec<_>>().join(" || ")));
         }
@@ -138,7 +139,7 @@ impl Pgrep {
             conditions.push(format!("ppid in [{}]", parents.join(", ")));
         }
         if let Some(filter) = &self.filter {
-            conditions.push(format!("(\n{filter}\n)"));
+            conditions.push(cel::typed(filter)?);
         }
         if conditions.is_empty() {
             let what = "name a PATTERN, a user (-u), a parent (-P) or a condition (--filter); \
@@ -159,7 +160,7 @@ impl Pgrep {
         columns.extend((self.list_full || self.json).then_some("cmdline"));
         Ok(QueryText {
             columns: Some(columns.join(",")),
-            filter: Some(conditions.join(" && ")),
+            filter: Some(cel::all_of(&conditions)?),
             limit: sort.is_some().then(|| "1".to_owned()),
             sort,
             group: None,
@@ -187,23 +188,6 @@ impl Pgrep {
         let too_long = !self.full && self.pattern.as_ref().is_some_and(long);
         too_long.then_some("names are kept to 15 bytes, and the pattern is longer; try -f")
     }
-}
-
-/// `text` as a CEL string.
-pub fn literal(text: &str) -> String {
-    let mut literal = String::with_capacity(text.len() + 2);
-    literal.push('"');
-    for c in text.chars() {
-        match c {
-            '"' | '\\' => literal.extend(['\\', c]),
-            '\n' => literal.push_str("\\n"),
-            '\r' => literal.push_str("\\r"),
-            '\t' => literal.push_str("\\t"),
-            c => literal.push(c),
-        }
-    }
-    literal.push('"');
-    literal
 }
 
 #[cfg(test)]

@@ -116,7 +116,7 @@ impl Iterator for Pieces<'_> {
 }
 
 /// Whether a terminal would obey `c`, or a reader would not see it or be misled about the order.
-fn is_hostile(c: char) -> bool {
+pub fn is_hostile(c: char) -> bool {
     if matches!(c, ' '..='~') {
         return false;
     }

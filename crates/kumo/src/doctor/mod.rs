@@ -80,7 +80,7 @@ pub fn run(args: &Doctor, out: &mut Output) -> Result<Exit, CommandError> {
     checks.extend(runtimes::checks(&probe::runtimes()));
     let report = Report { checks };
     if args.json {
-        let json = serde_json::to_string_pretty(&report).map_err(std::io::Error::from)?;
+        let json = crate::json::pretty(&report)?;
         out.line(json)?;
         return Ok(Exit::Done);
     }

@@ -13,6 +13,7 @@ use super::state::State;
 use super::view;
 use crate::chain;
 use crate::error::CommandError;
+use crate::json;
 use crate::output::Output;
 
 /// The shortest time over which the use of CPUs means something: twenty ticks of the kernel's clock.
@@ -97,8 +98,7 @@ fn text(state: &mut State, is_next: bool, out: &mut Output) -> io::Result<()> {
 
 fn json_line(state: &State, out: &mut Output) -> Result<(), CommandError> {
     let Some(snapshot) = &state.snapshot else { return Ok(()) };
-    let line = serde_json::to_string(&json_of(snapshot)).map_err(io::Error::from)?;
-    out.line(line)?;
+    out.line(json::line(&json_of(snapshot))?)?;
     Ok(())
 }
 

@@ -1,7 +1,6 @@
 //! What the view knows and has chosen, and what follows from it: the next request, the lines of the
 //! table, the place of the cursor. Plain values; [`super::update`] changes them.
 
-use std::fmt::Write as _;
 use std::time::Duration;
 
 use k2i::signal::Signal;
@@ -11,6 +10,7 @@ use kumo_abi::{ProcessId, QueryText};
 use super::columns::{self, Choice, Shown};
 use super::data::{Proc, Request, Side, Snapshot, UserSum};
 use super::header;
+use crate::cel;
 use crate::forest;
 
 /// The shortest time between two readings: faster only heats the machine that is looked at.
@@ -330,10 +330,10 @@ impl State {
     }
 
     fn condition(&self) -> Option<String> {
-        let user = self.user.as_ref().map(|user| format!("user == {}", cel_string(user)));
+        let user = self.user.as_ref().map(|user| format!("user == {}", cel::literal(user)));
         let filter = self.filter.as_ref().map(|filter| filter.cel.clone());
         match (user, filter) {
-            (Some(user), Some(filter)) => Some(format!("{user} && ({filter})")),
+            (Some(user), Some(filter)) => Some(format!("{user} && {}", cel::enclosed(&filter))),
             (user, filter) => user.or(filter),
         }
     }
@@ -397,25 +397,4 @@ impl State {
         let snapshot = self.snapshot.as_ref()?;
         Some(self.now.saturating_sub(snapshot.at))
     }
-}
-
-/// A text as a CEL literal.
-pub(super) fn cel_string(text: &str) -> String {
-    let mut literal = String::with_capacity(text.len() + 2);
-    literal.push('"');
-    for c in text.chars() {
-        match c {
-            '"' | '\\' => literal.extend(['\\', c]),
-            '\n' => literal.push_str("\\n"),
-            '\r' => literal.push_str("\\r"),
-            '\t' => literal.push_str("\\t"),
-            c if c.is_control() => {
-                // A string takes whatever is written to it.
-                write!(literal, "\\u{:04x}", u32::from(c)).ok();
-            }
-            c => literal.push(c),
-        }
-    }
-    literal.push('"');
-    literal
 }

@@ -15,8 +15,9 @@ use super::help;
 use super::keys::{self, Action};
 use super::state::{
     DELAY_MAX, DELAY_MIN, Filter, Kill, Mode, Notice, Prompt, PromptKind, SORTABLE, Sort, State,
-    cel_string, signals,
+    signals,
 };
+use crate::cel;
 use crate::text::visible_within;
 
 /// How long a notice stays, unless a key takes it away.
@@ -449,7 +450,7 @@ fn filter_of(typed: &str) -> Result<Option<Filter>, String> {
             Err(error.to_string())
         }
         Err(_) => {
-            let part = cel_string(&format!("(?i){}", regex_text(typed)));
+            let part = cel::literal(&format!("(?i){}", regex_text(typed)));
             let cel = format!("cmdline.matches({part})");
             match kumo_abi::Filter::compile(&cel, &PROC) {
                 Ok(_) => filter(cel),
@@ -886,7 +887,7 @@ mod tests {
 
     #[test]
     fn filters_are_cel_or_a_part_of_the_command() {
-        let part = |text: &str| format!("cmdline.matches({})", cel_string(text));
+        let part = |text: &str| format!("cmdline.matches({})", cel::literal(text));
         let cases = [
             ("cpu > 5.0", Ok(Some("cpu > 5.0".to_owned()))),
             ("  ", Ok(None)),
@@ -918,7 +919,7 @@ mod tests {
         assert_eq!(state.request().table.filter.as_deref(), Some("cpu > 5.0"));
         state.user = Some("www".to_owned());
         let both = state.request().table.filter;
-        assert_eq!(both.as_deref(), Some("user == \"www\" && (cpu > 5.0)"));
+        assert_eq!(both.as_deref(), Some("user == \"www\" && (\ncpu > 5.0\n)"));
         press_all(&mut state, &[Char('=')]);
         assert_eq!(state.request().table.filter, None);
     }
