@@ -5,9 +5,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use k2i::Format;
 use kumo_abi::proc::{COLUMNS_DEFAULT, PROC};
-use kumo_abi::{Query, QueryText, Rows};
+use kumo_abi::{Query, QueryText, Row, Rows};
 use kumo_sys::LocalTime;
 
+use crate::cel;
 use crate::error::CommandError;
 use crate::exit::Exit;
 use crate::forest::{self, Lines};
@@ -120,6 +121,8 @@ struct Plan {
     text: QueryText,
     columns: Vec<Column>,
     pids: Vec<i32>,
+    /// Each process that was named has a row, if it is there.
+    row_each: bool,
 }
 
 /// Examples at the end of the help.
@@ -206,7 +209,7 @@ impl Ps {
         let is_json = self.json || self.ndjson;
         let mut text = QueryText {
             columns: self.select(&added, is_json),
-            filter: self.condition(&pids),
+            filter: self.condition(&pids)?,
             sort: self.sort.clone(),
             limit: self.limit.clone(),
             group: self.group.clone(),
@@ -236,7 +239,9 @@ impl Ps {
             }
             text.columns = Some(names.join(","));
         }
-        Ok(Plan { text, columns, pids })
+        let narrowed = self.filter.is_some() || self.limit.is_some();
+        let row_each = !pids.is_empty() && !narrowed && !query.is_grouped();
+        Ok(Plan { text, columns, pids, row_each })
     }
 
     /// The columns to ask for; `None` leaves the choice to the one parser.
@@ -268,17 +273,16 @@ impl Ps {
         }
     }
 
-    fn condition(&self, pids: &[i32]) -> Option<String> {
+    fn condition(&self, pids: &[i32]) -> Result<Option<String>, CommandError> {
         if pids.is_empty() {
-            return self.filter.clone();
+            return Ok(self.filter.clone());
         }
         let pids: Vec<String> = pids.iter().map(ToString::to_string).collect();
-        let pids = format!("pid in [{}]", pids.join(", "));
-        Some(match self.filter.as_deref() {
-            // On a line of its own a comment in it ends where it should.
-            Some(filter) => format!("{pids} && (\n{filter}\n)"),
-            None => pids,
-        })
+        let mut conditions = vec![format!("pid in [{}]", pids.join(","))];
+        if let Some(filter) = &self.filter {
+            conditions.push(cel::typed(filter)?);
+        }
+        Ok(Some(cel::all_of(&conditions)?))
     }
 
     fn style(&self, out: &Output) -> Style {
@@ -313,31 +317,42 @@ impl Ps {
 fn show(args: &Ps, plan: &Plan, source: &Source, out: &mut Output) -> Result<Exit, CommandError> {
     if args.json || args.ndjson {
         let format = if args.json { Format::Json } else { Format::NdJson };
-        source.proc_to(&plan.text, format, out.writer())?;
+        let rows = if plan.row_each {
+            Some(source.proc_to_and_rows(&plan.text, format, out.writer())?)
+        } else {
+            source.proc_to(&plan.text, format, out.writer())?;
+            None
+        };
         if args.json {
             out.line("")?;
         }
-        return Ok(Exit::Done);
+        return Ok(rows.map_or(Exit::Done, |rows| tell_missing(plan, &rows, out)));
     }
     let rows = source.proc(&plan.text)?;
     let style = args.style(out);
     for line in args.lines(plan, &rows, &style, out) {
         out.line(line)?;
     }
-    let grouped = !rows.meta.columns.iter().any(|name| name == "pid");
-    if plan.pids.is_empty() || grouped || args.limit.is_some() || args.filter.is_some() {
-        return Ok(Exit::Done);
+    Ok(if plan.row_each { tell_missing(plan, &rows.rows, out) } else { Exit::Done })
+}
+
+/// Says which of the processes that were named have no row, as far as the rows tell.
+fn tell_missing(plan: &Plan, rows: &[Row], out: &mut Output) -> Exit {
+    let named = plan.pids.len();
+    let missing = named.saturating_sub(rows.len());
+    if rows.iter().all(|row| row.contains_key("pid")) {
+        let shown = |pid: i32| rows.iter().any(|row| row["pid"] == i64::from(pid));
+        for pid in plan.pids.iter().filter(|pid| !shown(**pid)) {
+            out.warn(format_args!("there is no process {pid}"));
+        }
+    } else if missing > 0 {
+        out.warn(format_args!("{missing} of these {named} processes are not there"));
     }
-    let shown = |pid: i32| rows.rows.iter().any(|row| row["pid"] == i64::from(pid));
-    let missing: Vec<i32> = plan.pids.iter().copied().filter(|pid| !shown(*pid)).collect();
-    for pid in &missing {
-        out.warn(format_args!("there is no process {pid}"));
-    }
-    Ok(match missing.len() {
+    match missing {
         0 => Exit::Done,
-        count if count == plan.pids.len() => Exit::Failed,
+        missing if missing == named => Exit::Failed,
         _ => Exit::Partial,
-    })
+    }
 }
 
 fn watch_once(

@@ -6,8 +6,7 @@
 
 use std::fmt;
 use std::io::{self, Write};
-use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -22,7 +21,7 @@ use k2i::{
     AskError, CollectorChoice, CollectorKind, Engine, EngineConfig, Format, OpenError, Question,
 };
 use kumo_abi::proc::{COLUMNS_DEFAULT, PROC};
-use kumo_abi::{Problem, Query, QueryError, QueryText, Rows};
+use kumo_abi::{Problem, Query, QueryError, QueryText, Row, Rows};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::runtime::{Builder, Runtime};
@@ -66,7 +65,10 @@ pub enum AddressError {
     #[error("`{0}` is no node; write unix:PATH or http://HOST:PORT")]
     Form(String),
     /// Not spoken yet.
-    #[error("HTTPS to a node is not supported yet; use http:// or the node's socket, unix:PATH")]
+    #[error(
+        "kumo does not speak HTTPS to a node yet; on its own host ask its socket, unix:PATH; from \
+         elsewhere run `ssh -L 7080:/run/kumo/api.sock HOST` and ask http://127.0.0.1:7080"
+    )]
     Https,
 }
 
@@ -107,7 +109,10 @@ pub enum SourceError {
         source: io::Error,
     },
     /// It accepted, then said nothing for too long.
-    #[error("the node at `{node}` was silent for {} s; its log may say why", .after.as_secs())]
+    #[error(
+        "the node at `{node}` was silent for {} s; its log may say why{}",
+        .after.as_secs(), without_it(node)
+    )]
     Silent {
         /// The node.
         node: NodeAddress,
@@ -156,6 +161,14 @@ pub enum SourceError {
     Output(#[source] io::Error),
 }
 
+/// How to do without a node that hangs; nothing when only it can tell.
+fn without_it(node: &NodeAddress) -> &'static str {
+    match node {
+        NodeAddress::Unix(_) => "; `--collector proc` reads this host without it",
+        NodeAddress::Http(_) => "",
+    }
+}
+
 impl SourceError {
     /// Whether the question was wrong, rather than the source.
     pub fn is_usage(&self) -> bool {
@@ -198,6 +211,28 @@ impl Reading {
     }
 }
 
+/// Whom to believe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trust {
+    /// Whoever listens at an address that the user named.
+    Named,
+    /// Root and ourselves, at a socket that was found: where all may write, anybody could put one
+    /// that lies.
+    Found,
+}
+
+impl Trust {
+    /// Looks at who listens at the other end, on each connection anew: a look at the path would be
+    /// one at another moment.
+    fn check(self, stream: &UnixStream) -> io::Result<()> {
+        let is_trusted = |user: u32| user == 0 || user == rustix::process::geteuid().as_raw();
+        if self == Trust::Named || is_trusted(stream.peer_cred()?.uid()) {
+            return Ok(());
+        }
+        Err(io::Error::new(io::ErrorKind::PermissionDenied, "who listens there is another user"))
+    }
+}
+
 /// Where answers come from. One call at a time is best: each blocks until its answer is there.
 #[derive(Debug)]
 pub enum Source {
@@ -205,6 +240,8 @@ pub enum Source {
     Node {
         /// Its address.
         address: NodeAddress,
+        /// Whether the user trusts it.
+        trust: Trust,
         /// Drives one request at a time.
         runtime: Runtime,
     },
@@ -229,18 +266,12 @@ impl Source {
         };
         if let Some(address) = named {
             let said = format!("asking the node at {address}");
-            return Ok((Source::node(address)?, said));
+            return Ok((Source::node(address, Trust::Named)?, said));
         }
         let mut passed_over = Vec::new();
         for path in usual_sockets() {
-            let address = NodeAddress::Unix(path.clone());
-            let source = match check_owner(&path) {
-                Ok(()) => Source::node(address.clone())?,
-                Err(error) => {
-                    passed_over.push(format!("{address}: {error}"));
-                    continue;
-                }
-            };
+            let address = NodeAddress::Unix(path);
+            let source = Source::node(address.clone(), Trust::Found)?;
             match source.reach() {
                 Ok(()) => return Ok((source, format!("asking the node at {address}"))),
                 Err(SourceError::Unreachable { source, .. }) => {
@@ -267,9 +298,9 @@ impl Source {
     ///
     /// # Errors
     /// The system has no resources left.
-    pub fn node(address: NodeAddress) -> Result<Source, SourceError> {
+    pub fn node(address: NodeAddress, trust: Trust) -> Result<Source, SourceError> {
         let runtime = Builder::new_current_thread().enable_io().enable_time().build();
-        Ok(Source::Node { address, runtime: runtime.map_err(SourceError::Runtime)? })
+        Ok(Source::Node { address, trust, runtime: runtime.map_err(SourceError::Runtime)? })
     }
 
     /// Whether the processes it tells of are those of this host, so that they can be signalled.
@@ -294,6 +325,29 @@ impl Source {
         let mut answer = Bounded { bytes: Vec::new() };
         self.write_proc(text, Format::Json, age_max, &mut answer)?;
         serde_json::from_slice(&answer.bytes).map_err(|error| self.unreadable(error))
+    }
+
+    /// Writes the same as JSON once all of it is there, and returns the rows that it holds.
+    ///
+    /// # Errors
+    /// See [`SourceError`]. Nothing has been written then, but when writing itself failed.
+    pub fn proc_to_and_rows(
+        &self,
+        text: &QueryText,
+        format: Format,
+        out: &mut dyn Write,
+    ) -> Result<Vec<Row>, SourceError> {
+        let mut answer = Bounded { bytes: Vec::new() };
+        self.write_proc(text, format, Duration::ZERO, &mut answer)?;
+        let rows = match format {
+            Format::Json => serde_json::from_slice(&answer.bytes).map(|answer: Rows| answer.rows),
+            Format::NdJson => {
+                serde_json::Deserializer::from_slice(&answer.bytes).into_iter().collect()
+            }
+        };
+        let rows = rows.map_err(|error| self.unreadable(error))?;
+        out.write_all(&answer.bytes).map_err(SourceError::Output)?;
+        Ok(rows)
     }
 
     /// Writes the same as JSON, as it arrives.
@@ -359,7 +413,9 @@ impl Source {
     /// Connects and hangs up.
     fn reach(&self) -> Result<(), SourceError> {
         match self {
-            Source::Node { address, runtime } => runtime.block_on(connect(address)).map(drop),
+            Source::Node { address, trust, runtime } => {
+                runtime.block_on(connect(address, *trust)).map(drop)
+            }
             Source::Direct(_) => Ok(()),
         }
     }
@@ -367,8 +423,8 @@ impl Source {
     /// Writes the body of the answer to a GET of `path`.
     fn fetch(&self, path: &str, accept: &str, out: &mut dyn Write) -> Result<(), SourceError> {
         match self {
-            Source::Node { address, runtime } => {
-                runtime.block_on(fetch(address, path, accept, out))
+            Source::Node { address, trust, runtime } => {
+                runtime.block_on(fetch(address, *trust, path, accept, out))
             }
             Source::Direct(_) => unreachable!("there is nothing to fetch from this host"),
         }
@@ -393,17 +449,6 @@ fn usual_sockets() -> Vec<PathBuf> {
         dirs.push(system);
     }
     dirs.iter().map(|dir| kumo_node::socket_path(dir)).collect()
-}
-
-/// A socket that was not named by the user is trusted if it is root's or ours: in a directory that
-/// all may write to, anybody could put one that lies.
-fn check_owner(socket: &Path) -> io::Result<()> {
-    let owner = std::fs::symlink_metadata(socket)?.uid();
-    if owner == 0 || owner == rustix::process::geteuid().as_raw() {
-        Ok(())
-    } else {
-        Err(io::Error::new(io::ErrorKind::PermissionDenied, "it belongs to another user"))
-    }
 }
 
 /// The path and query of a question. Most answers are to be of now: a scan takes milliseconds, and
@@ -463,11 +508,13 @@ impl Write for Bounded {
 trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 
-async fn connect(node: &NodeAddress) -> Result<Box<dyn Stream>, SourceError> {
+async fn connect(node: &NodeAddress, trust: Trust) -> Result<Box<dyn Stream>, SourceError> {
     let connecting = async {
         Ok(match node {
             NodeAddress::Unix(path) => {
-                Box::new(UnixStream::connect(path).await?) as Box<dyn Stream>
+                let stream = UnixStream::connect(path).await?;
+                trust.check(&stream)?;
+                Box::new(stream) as Box<dyn Stream>
             }
             NodeAddress::Http(authority) => Box::new(TcpStream::connect(authority).await?),
         })
@@ -481,13 +528,14 @@ async fn connect(node: &NodeAddress) -> Result<Box<dyn Stream>, SourceError> {
 
 async fn fetch(
     node: &NodeAddress,
+    trust: Trust,
     path: &str,
     accept: &str,
     out: &mut dyn Write,
 ) -> Result<(), SourceError> {
     let broken = |source| SourceError::Broken { node: node.clone(), source };
     let silent = |_| SourceError::Silent { node: node.clone(), after: SILENCE_TIME_MAX };
-    let stream = TokioIo::new(connect(node).await?);
+    let stream = TokioIo::new(connect(node, trust).await?);
     let shaking = timeout(SILENCE_TIME_MAX, hyper::client::conn::http1::handshake(stream)).await;
     let (mut sender, connection) = shaking.map_err(silent)?.map_err(broken)?;
     // What breaks it is told to whoever waits for the answer.

@@ -165,10 +165,23 @@ fn exit_codes() {
     let pid = animal.pid().to_string();
     // Above the largest number that a kernel gives.
     let nobody = "2147483646";
-    let cases: [(&[&str], i32); 14] = [
+    let many: Vec<String> = (1_000_000..1_002_000).map(|pid| pid.to_string()).collect();
+    let many: Vec<&str> = ["ps"].into_iter().chain(many.iter().map(String::as_str)).collect();
+    let cases: [(&[&str], i32); 25] = [
         (&["ps", &pid], 0),
         (&["ps", &pid, nobody], 3),
         (&["ps", nobody], 1),
+        (&["ps", &pid, "--json"], 0),
+        (&["ps", &pid, nobody, "--json"], 3),
+        (&["ps", nobody, "--json"], 1),
+        (&["ps", &pid, nobody, "--json", "-o", "comm"], 3),
+        (&["ps", &pid, nobody, "--ndjson"], 3),
+        (&["ps", nobody, "--ndjson", "-o", "comm"], 1),
+        (&["ps", &pid, nobody, "--json", "-o", "count()"], 0),
+        (&["ps", &pid, "--filter", "true // a remark"], 0),
+        (&["ps", &pid, "--filter", "pid == 1) || (true"], 2),
+        (&["pgrep", "--filter", "pid == 1) || (true"], 2),
+        (&many, 2),
         (&["ps", "--filter", "nope == 1"], 2),
         (&["ps", "-o", "nope"], 2),
         (&["ps", "--sort", "nope"], 2),
@@ -186,6 +199,74 @@ fn exit_codes() {
         let (out, err) = (&said.out, &said.err);
         assert_eq!(said.status.code(), Some(code), "{args:?}\nstdout: {out}\nstderr: {err}");
         assert!(code == 0 || !err.is_empty() || args.contains(&"-x"), "{args:?} says why");
+    }
+}
+
+#[test]
+fn json_with_missing_processes_is_whole() {
+    let animal = sleeper("kumo-json-missing");
+    let pid = animal.pid().to_string();
+    let said = run_here(&["ps", &pid, "2147483646", "--json", "-o", "pid,cmdline"]).with_code(3);
+    let want = serde_json::json!([{ "pid": animal.pid(), "cmdline": "kumo-json-missing" }]);
+    assert_eq!(said.json()["rows"], want);
+    assert!(said.err.contains("there is no process 2147483646"), "{}", said.err);
+    let said = run_here(&["ps", &pid, "2147483646", "--ndjson", "-o", "comm"]).with_code(3);
+    assert_eq!(said.json()["comm"], "kumo-zoo");
+    assert!(said.err.contains("1 of these 2 processes"), "{}", said.err);
+}
+
+#[test]
+fn a_wrong_condition_is_told_by_its_own_characters() {
+    for command in [&["ps", "1"][..], &["pgrep", "x"], &["kill", "--yes"]] {
+        let wrong = [command, &["--filter", "pid == nonsense"]].concat();
+        let said = run(&wrong).with_code(2);
+        assert!(said.err.contains("character 8"), "{wrong:?}: {}", said.err);
+        // Outside of its brackets it would choose everybody.
+        let outside = [command, &["--filter", "pid == 1) || (true"]].concat();
+        run(&outside).with_code(2);
+    }
+}
+
+#[test]
+fn no_process_puts_a_control_character_on_a_terminal() {
+    let hostile = "\"><script>\n\x1b[31m\x7f\u{9b}31m\u{202e}".as_bytes();
+    let animals = [
+        Zoo::named(b"\x1b[31m\n\xff\xc2\x9b"),
+        Zoo::sleeper(&[hostile, b"\xff\xfe", b"\r"]),
+        Zoo::retitled(&[b"before"], hostile),
+        Zoo::zombie(),
+        Zoo::stopped(),
+        Zoo::threaded(3),
+    ];
+    let is_bad = |c: char| c.is_control() && c != '\n' || c == '\u{202e}';
+    let bad = |text: &str| text.chars().find(|c| is_bad(*c));
+    let columns = "pid,id,user,comm,stat,argv,exe,cwd,cgroup,wchan,cmdline";
+    for args in [&["ps"][..], &["ps", "-o", columns], &["ps", "--tree", "-o", columns]] {
+        let said = run_here(args).with_code(0);
+        assert_eq!(bad(&said.out), None, "{args:?}");
+        for animal in &animals {
+            let pid = animal.pid().to_string();
+            let of_it = |line: &&str| line.split_whitespace().take(2).any(|word| word == pid);
+            assert_eq!(
+                said.out.lines().filter(of_it).count(),
+                1,
+                "{pid} by {args:?}: {}",
+                said.out
+            );
+        }
+    }
+    // JSON has the very texts, and still nothing that a terminal obeys.
+    let pids = animals.each_ref().map(|animal| animal.pid().to_string());
+    let pids: Vec<&str> = pids.iter().map(String::as_str).collect();
+    for args in [
+        &[&["ps", "--json", "-o", columns], &pids[..]].concat()[..],
+        &["pgrep", "--json", "-f", "script"],
+        &["top", "-b", "--json", "-n", "1"],
+    ] {
+        let said = run_here(args).with_code(0);
+        assert_eq!(bad(&said.out), None, "{args:?}");
+        assert!(said.out.contains("<script>\\n\\u001b[31m\\u007f\\u009b31m\\u202e"), "{args:?}");
+        said.json();
     }
 }
 
@@ -433,7 +514,13 @@ impl Node {
         let at = |name: &str| dirs.path().join(name).display().to_string();
         let (state, run) = (at("state"), at("run"));
         let args = ["up", "--listen", "127.0.0.1:0", "--state-dir", &state, "--run-dir", &run];
-        let mut child = kumo(&args)
+        Node::of(&mut kumo(&args), dirs)
+    }
+
+    /// Starts a node and waits until it serves.
+    fn of(command: &mut Command, dirs: tempfile::TempDir) -> Node {
+        let mut child = command
+            .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
@@ -501,6 +588,7 @@ fn a_node_that_was_named_is_never_replaced_by_another_source() {
         (["--node", &socket], "cannot reach the node"),
         (["--node", &address], "node"),
         (["--node", "tcp:1"], "unix:PATH or http://HOST:PORT"),
+        (["--node", "https://web-1:7080"], "ssh -L"),
     ] {
         let said = run(&["ps", from[0], from[1]]);
         assert!(matches!(said.status.code(), Some(1 | 2)), "from {from:?}: {}", said.out);
@@ -535,4 +623,45 @@ fn a_socket_that_may_not_be_opened_is_passed_over() {
     let said = Said::from(output).with_code(0);
     assert!(said.err.contains("Permission denied"), "{}", said.err);
     assert!(said.err.contains("reading this host directly"), "{}", said.err);
+}
+
+#[test]
+fn a_socket_of_another_user_is_not_believed() {
+    use std::os::unix::process::CommandExt as _;
+    // Only root can become two others.
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let world = tempfile::tempdir().expect("a directory");
+    let set_mode = |path: &Path, mode| {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("its mode");
+    };
+    set_mode(world.path(), 0o755);
+    let copy = world.path().join("kumo-copy");
+    fs::copy(env!("CARGO_BIN_EXE_kumo"), &copy).expect("a copy");
+    let theirs = world.path().join("theirs");
+    fs::create_dir(&theirs).expect("a directory");
+    std::os::unix::fs::chown(&theirs, Some(65_533), Some(65_533)).expect("it is given away");
+    let run_dir = theirs.join("kumo");
+    let mut command = Command::new(&copy);
+    command.args(["up", "--listen", "127.0.0.1:0", "--collector", "proc", "--state-dir"]);
+    command.arg(theirs.join("state")).arg("--run-dir").arg(&run_dir);
+    let node = Node::of(command.uid(65_533).gid(65_533), tempfile::tempdir().expect("a directory"));
+    // Everybody may open it, and its path leads through directories that are not ours.
+    set_mode(&theirs, 0o755);
+    set_mode(&run_dir, 0o755);
+    let socket = run_dir.join("api.sock");
+    set_mode(&socket, 0o666);
+    let ask = |args: &[&str]| -> Said {
+        let mut command = Command::new(&copy);
+        command.args(["ps", "1", "-o", "pid", "-v"]).args(args).env("XDG_RUNTIME_DIR", &theirs);
+        command.uid(65_534).gid(65_534).output().expect("it starts").into()
+    };
+    let said = ask(&[]).with_code(0);
+    assert!(said.err.contains("who listens there is another user"), "{}", said.err);
+    assert!(said.err.contains("reading this host directly"), "{}", said.err);
+    // Whoever names it believes it.
+    let said = ask(&["--node", &format!("unix:{}", socket.display())]).with_code(0);
+    assert!(said.err.contains("asking the node at"), "{}", said.err);
+    drop(node);
 }
