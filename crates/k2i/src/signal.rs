@@ -303,29 +303,7 @@ fn start_ns(stat: &[u8]) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::process::{Child, Command, Stdio};
-
-    /// A process of ours that ends when its standard input closes; killed and reaped on drop.
-    struct Cat(Child);
-
-    impl Cat {
-        fn spawn() -> Cat {
-            let mut cat = Command::new("cat");
-            let child = cat.stdin(Stdio::piped()).stdout(Stdio::null()).spawn();
-            Cat(child.expect("cat starts"))
-        }
-
-        fn pid(&self) -> i32 {
-            self.0.id() as i32
-        }
-    }
-
-    impl Drop for Cat {
-        fn drop(&mut self) {
-            self.0.kill().ok();
-            self.0.wait().ok();
-        }
-    }
+    use kumo_testbed::Zoo;
 
     #[test]
     fn signal_names() {
@@ -377,8 +355,8 @@ mod tests {
 
     #[test]
     fn another_start_is_another_process() {
-        let cat = Cat::spawn();
-        let found = Target::find(cat.pid()).expect("it lives").id();
+        let sleeper = Zoo::sleeper(&[b"sleeper"]);
+        let found = Target::find(sleeper.pid()).expect("it lives").id();
         for wrong in [found.start_ns - TICK_NS, found.start_ns + TICK_NS, 0] {
             let id = ProcessId { start_ns: wrong, ..found };
             let refused = send(id, Signal::KILL);
@@ -390,14 +368,14 @@ mod tests {
 
     #[test]
     fn an_exact_start_is_the_same_process_and_is_hit() {
-        let mut cat = Cat::spawn();
-        let found = Target::find(cat.pid()).expect("it lives").id();
+        let mut sleeper = Zoo::sleeper(&[b"sleeper"]);
+        let found = Target::find(sleeper.pid()).expect("it lives").id();
         let exact = ProcessId { start_ns: found.start_ns + 1, ..found };
         let target = Target::open(exact).expect("it is the right one");
         assert_eq!(target.id(), exact);
         target.send(Signal::TERM).expect("it is ours");
         assert_eq!(target.wait(None).expect("poll works"), Ended::Yes);
-        cat.0.wait().expect("it is our child");
+        sleeper.kill(); // Only the reaping is left.
         assert!(matches!(target.send(Signal::TERM), Err(SignalError::Gone(_))));
         assert!(matches!(
             Target::open(exact),
