@@ -52,5 +52,9 @@ fn build(folder: &Path) {
         .arg("--target-dir")
         .arg(folder.parent().expect("a profile's folder lies in the target folder"))
         .status();
-    assert!(status.is_ok_and(|status| status.success()), "cannot build kumo-zoo");
+    assert!(
+        status.as_ref().is_ok_and(std::process::ExitStatus::success),
+        "tests look at processes of the helper kumo-zoo, and it cannot be built ({status:?}); \
+         see what `cargo build -p kumo-testbed` says"
+    );
 }
