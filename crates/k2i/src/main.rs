@@ -6,15 +6,13 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::str::FromStr as _;
 use std::sync::Arc;
-use std::time::Duration;
 
 use clap::Parser;
-use k2i::http::serve::{Bound, Listen, StopSignals, check_exposure, runtime};
+use k2i::http::serve::{Bound, Listen, StopSignals, check_exposure, runtime, tick};
 use k2i::http::tls::{TlsFiles, load};
 use k2i::http::{Api, router};
 use k2i::{CollectorChoice, Engine, EngineConfig, host};
 use tokio::sync::watch;
-use tokio::time::{MissedTickBehavior, interval};
 use tracing_subscriber::EnvFilter;
 
 const EXAMPLES: &str = "\
@@ -63,9 +61,6 @@ struct Options {
     log: EnvFilter,
 }
 
-/// Time between two readings of CPU times, so that the first answer's CPU use is of a recent while.
-const TICK: Duration = Duration::from_secs(5);
-
 fn main() -> ExitCode {
     let options = Options::parse();
     match run(options) {
@@ -102,7 +97,7 @@ fn run(options: Options) -> Result<(), Box<dyn Error>> {
     let collector = engine.rungs().iter().find(|rung| rung.chosen);
     let collector = collector.map_or("none", |rung| rung.collector.as_str()).to_owned();
 
-    let runtime = runtime()?;
+    let runtime = runtime(1)?;
     runtime.block_on(async {
         let mut signals = StopSignals::listen()?;
         let bound = match &options.listen {
@@ -122,15 +117,4 @@ fn run(options: Options) -> Result<(), Box<dyn Error>> {
         serving.await?;
         Ok(())
     })
-}
-
-async fn tick(engine: Arc<Engine>) {
-    let mut ticks = interval(TICK);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        ticks.tick().await;
-        let engine = Arc::clone(&engine);
-        // A tick that panicked has logged it; the next may do better.
-        let _ = tokio::task::spawn_blocking(move || engine.tick()).await;
-    }
 }

@@ -12,14 +12,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use k2i::http::serve::{BindError, Bound, Exposed, Listen, StopSignals, check_exposure, runtime};
+use k2i::http::serve::{
+    BindError, Bound, Exposed, Listen, StopSignals, check_exposure, runtime, tick,
+};
 use k2i::http::tls::{TlsError, TlsFiles, load};
 use k2i::http::{Api, router};
 use k2i::{CollectorChoice, Engine, EngineConfig, OpenError};
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::timeout;
 
 pub use dirs::{DirError, Dirs, SYSTEM_RUN_DIR, SYSTEM_STATE_DIR, default_dirs, socket_path};
 use lock::Lock;
@@ -30,9 +32,6 @@ pub const LISTEN_DEFAULT: &str = "127.0.0.1:7080";
 
 /// The name of a data centre that nobody named.
 pub const DC_DEFAULT: &str = "local";
-
-/// Time between two readings of CPU times, so that the first answer's CPU use is of a recent while.
-const TICK: Duration = Duration::from_secs(5);
 
 /// What the runtime gets to end threads that are in the middle of a scan.
 const RUNTIME_STOP_MAX: Duration = Duration::from_secs(1);
@@ -114,9 +113,9 @@ impl Node {
             dc: config.dc,
             host: config.host,
         })?);
-        let runtime = runtime().map_err(StartError::Runtime)?;
-        let (stop, stopping) = watch::channel(false);
         let apis = [Api::new(Arc::clone(&engine)), Api::new(Arc::clone(&engine))];
+        let runtime = runtime(apis.len()).map_err(StartError::Runtime)?;
+        let (stop, stopping) = watch::channel(false);
         let socket = socket_path(&config.dirs.run);
         let (serving, url) = {
             let _within = runtime.enter();
@@ -216,20 +215,11 @@ impl Drop for Node {
 /// Makes the directories and takes both: two nodes with one run directory would take each other's
 /// socket even if their states were apart.
 fn take(dirs: &Dirs) -> Result<Vec<Lock>, StartError> {
-    dirs::create_private(&dirs.state)?;
+    // The run directory first: the state may lie in it, and what is made above a directory has no
+    // mode of ours.
     dirs::create_private(&dirs.run)?;
+    dirs::create_private(&dirs.state)?;
     let state = Lock::take(&dirs.state.join("lock"), &dirs.state)?;
     let run = Lock::take(&dirs.run.join("run.lock"), &dirs.run)?;
     Ok(vec![state, run])
-}
-
-async fn tick(engine: Arc<Engine>) {
-    let mut ticks = interval(TICK);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        ticks.tick().await;
-        let engine = Arc::clone(&engine);
-        // A tick that panicked has logged it; the next may do better.
-        let _ = tokio::task::spawn_blocking(move || engine.tick()).await;
-    }
 }

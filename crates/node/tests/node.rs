@@ -89,6 +89,14 @@ fn one_directory_for_both_will_do() {
 }
 
 #[test]
+fn a_state_within_the_run_directory_leaves_that_private() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = dir.path().join("run");
+    let _node = Node::start(config(&run.join("state"), &run)).unwrap();
+    assert_eq!(fs::metadata(&run).unwrap().permissions().mode() & 0o777, 0o700);
+}
+
+#[test]
 fn a_dead_nodes_socket_is_replaced() {
     let dir = tempfile::tempdir().unwrap();
     let run = dir.path().join("run");

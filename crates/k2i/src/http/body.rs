@@ -1,7 +1,8 @@
 //! Bodies that are written bit by bit, so that a large answer needs no large buffer.
 //!
 //! A piece is made where blocking is fine, and only one piece ahead of the client: one that does not
-//! read holds two pieces and a place, never a thread.
+//! read holds two pieces, a place and the table that it is told of, never a thread, and that until
+//! [`super::serve`] cuts it.
 
 use std::future::Future;
 use std::mem;

@@ -37,12 +37,13 @@ use crate::engine::Engine;
 pub use guard::{REQUEST_BODY_BYTES_MAX, TARGET_BYTES_MAX, Via};
 pub use problem::{PROBLEM_JSON, Refused};
 
-/// Most answers under way at once: being made, or being read by their client. Each holds its rows'
-/// numbers, two pieces of some tens of KiB, and up to 1 MiB where it is compressed; more of them
-/// would not be faster.
+/// Most answers of one [`Api`] under way at once: being made, or being read by their client. Each
+/// holds its table, its rows' numbers, two pieces of about 128 KiB, and up to 1 MiB where it is
+/// compressed; more of them would not be faster.
 pub const ANSWERS_MAX: usize = 32;
 
-/// Longest wait for one of these places. Clients that read slowly may hold them all for a while.
+/// Longest wait for one of these places. Clients that read slowly may hold them all for a while, at
+/// most for [`serve::ANSWER_WRITE_MAX`].
 pub const ANSWER_WAIT_MAX: Duration = Duration::from_secs(60);
 
 /// An answer below this many bytes is not compressed: it fits into a packet or two anyway.

@@ -1,8 +1,8 @@
 //! Connections: TCP, TLS and Unix sockets, each with its limits.
 //!
 //! What a client can hold is bounded: the number of connections, the time to say hello (TLS), to
-//! send a request, to take the next piece of an answer. At the end connections in the middle of an
-//! answer get [`SHUTDOWN_WAIT_MAX`] to finish.
+//! send a request, to take the next piece of an answer, to take all of it. At the end connections in
+//! the middle of an answer get [`SHUTDOWN_WAIT_MAX`] to finish.
 
 use std::fmt;
 use std::fs;
@@ -12,7 +12,7 @@ use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::pin::{Pin, pin};
 use std::str::FromStr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -22,26 +22,41 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream};
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
-use tokio::time::{Instant, Sleep, sleep, timeout};
+use tokio::task::spawn_blocking;
+use tokio::time::{Instant, MissedTickBehavior, Sleep, interval, sleep, sleep_until, timeout};
 use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt;
 
 use super::guard::Via;
 use super::problem::chain;
 use super::taken;
+use crate::engine::Engine;
 
 /// Most connections at once of one listener; more wait in the kernel's queue. An idle one costs
 /// some KiB here and a descriptor.
 pub const CONNECTIONS_MAX: usize = 2_048;
 
-/// Descriptors that are not for connections: files under `/proc`, listeners, logs.
+/// Most listeners in one process: a node has its address and its socket.
+const LISTENERS_MAX: u64 = 2;
+
+/// Descriptors that are not for connections: files under `/proc`, listeners, logs. The directories
+/// of processes that the reader of `/proc` keeps open are not among them: they have half of all.
 const DESCRIPTORS_KEPT: u64 = 128;
+
+/// Longest path of a Unix socket: the kernel takes 107 bytes, and the socket is made under a name
+/// that is longer by [`FRESH_SUFFIX`].
+pub const SOCKET_PATH_BYTES_MAX: usize = 107 - FRESH_SUFFIX.len();
+
+/// What a socket's name ends with until it is ready.
+const FRESH_SUFFIX: &str = ".new";
 
 /// Connections that the kernel keeps for us until we take them.
 const BACKLOG: u32 = 4_096;
@@ -54,6 +69,11 @@ pub const HANDSHAKE_WAIT_MAX: Duration = Duration::from_secs(10);
 
 /// Longest time that a client may take nothing of an answer.
 pub const WRITE_STALL_MAX: Duration = Duration::from_secs(30);
+
+/// Longest time that a client may take for an answer. One that reads a few bytes now and then would
+/// else keep a place among the answers, and its table, for days; within this time a table of ten
+/// thousand processes gets through 200 kbit/s.
+pub const ANSWER_WRITE_MAX: Duration = Duration::from_secs(300);
 
 /// Longest time that connections get to finish when the server stops.
 pub const SHUTDOWN_WAIT_MAX: Duration = Duration::from_secs(5);
@@ -141,8 +161,14 @@ pub enum BindError {
     /// A file that we did not make.
     #[error("{} is there and is no socket; remove it, or choose another path", .0.display())]
     NotSocket(PathBuf),
-    /// The path of a Unix socket.
-    #[error("cannot listen on socket {}; its path may have at most 107 bytes", path.display())]
+    /// The kernel has no room for the path.
+    #[error(
+        "the path of socket {} is too long: {SOCKET_PATH_BYTES_MAX} bytes are the most; choose another",
+        .0.display()
+    )]
+    PathLong(PathBuf),
+    /// The path of a Unix socket, for any other reason.
+    #[error("cannot listen on socket {}", path.display())]
     Path {
         /// The path.
         path: PathBuf,
@@ -223,11 +249,14 @@ impl Bound {
     /// See [`BindError`].
     pub fn unix(path: &Path) -> Result<Bound, BindError> {
         let failed = |source| BindError::Path { path: path.to_owned(), source };
+        if path.as_os_str().len() > SOCKET_PATH_BYTES_MAX {
+            return Err(BindError::PathLong(path.to_owned()));
+        }
         match fs::symlink_metadata(path) {
             Ok(found) if !found.file_type().is_socket() => {
                 return Err(BindError::NotSocket(path.to_owned()));
             }
-            Ok(_) if std::os::unix::net::UnixStream::connect(path).is_ok() => {
+            Ok(_) if is_served(path).map_err(failed)? => {
                 return Err(BindError::SocketTaken(path.to_owned()));
             }
             _ => {}
@@ -235,7 +264,7 @@ impl Bound {
         // It gets its mode under another name, so that nobody opens it meanwhile; the rename then
         // replaces what a killed server left.
         let mut fresh = path.as_os_str().to_owned();
-        fresh.push(".new");
+        fresh.push(FRESH_SUFFIX);
         let fresh = PathBuf::from(fresh);
         match fs::remove_file(&fresh) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
@@ -298,6 +327,17 @@ impl Bound {
     }
 }
 
+/// Whether somebody listens on a socket. It does not wait: a listener that is busy, or stopped, with
+/// its queue full is one, too.
+fn is_served(path: &Path) -> io::Result<bool> {
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    match connect(&socket, &SocketAddrUnix::new(path)?) {
+        Ok(()) | Err(Errno::AGAIN | Errno::INPROGRESS) => Ok(true),
+        Err(_) => Ok(false),
+    }
+}
+
 /// Whether only this one connection failed, before we took it.
 fn gone_already(error: &io::Error) -> bool {
     matches!(
@@ -312,7 +352,8 @@ fn gone_already(error: &io::Error) -> bool {
 /// listener fit below it.
 fn connections_max() -> usize {
     let limit = getrlimit(Resource::Nofile);
-    let wanted = CONNECTIONS_MAX as u64 * 2 + DESCRIPTORS_KEPT;
+    // Half of them are for the directories of processes.
+    let wanted = (CONNECTIONS_MAX as u64 * LISTENERS_MAX + DESCRIPTORS_KEPT) * 2;
     let current = limit.current.unwrap_or(u64::MAX);
     let possible = limit.maximum.unwrap_or(u64::MAX).min(wanted);
     let raised = Rlimit { current: Some(possible), maximum: limit.maximum };
@@ -321,7 +362,7 @@ fn connections_max() -> usize {
     } else {
         current
     };
-    let fit = current.saturating_sub(DESCRIPTORS_KEPT) / 2;
+    let fit = (current / 2).saturating_sub(DESCRIPTORS_KEPT) / LISTENERS_MAX;
     usize::try_from(fit).unwrap_or(usize::MAX).clamp(16, CONNECTIONS_MAX)
 }
 
@@ -366,16 +407,24 @@ impl Serving {
 
     async fn run(mut self, stream: impl AsyncRead + AsyncWrite + Unpin, via: Via) {
         let app = self.app;
+        let stream = Impatient::new(stream);
+        let due = Arc::clone(&stream.due);
         let service = service_fn(move |request: hyper::Request<Incoming>| {
             let mut request = request.map(Body::new);
             request.extensions_mut().insert(via);
-            app.clone().oneshot(request)
+            let answer = app.clone().oneshot(request);
+            let due = Arc::clone(&due);
+            async move {
+                let answer = answer.await;
+                due.begin();
+                answer
+            }
         });
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(REQUEST_WAIT_MAX)
             .max_buf_size(REQUEST_HEAD_BYTES_MAX)
-            .serve_connection(TokioIo::new(Impatient::new(stream)), service);
+            .serve_connection(TokioIo::new(stream), service);
         let mut connection = pin!(connection);
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,
@@ -390,17 +439,38 @@ impl Serving {
     }
 }
 
-/// A stream that fails when a write makes no progress for [`WRITE_STALL_MAX`].
+/// When the answer that is being written must be through.
+#[derive(Debug, Default)]
+struct Due(Mutex<Option<Instant>>);
+
+impl Due {
+    /// An answer begins.
+    fn begin(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) =
+            Some(Instant::now() + ANSWER_WRITE_MAX);
+    }
+
+    /// By when a write that begins to wait now must go on.
+    fn of_write(&self) -> Instant {
+        let stalled = Instant::now() + WRITE_STALL_MAX;
+        let due = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        due.map_or(stalled, |due| due.min(stalled))
+    }
+}
+
+/// A stream that fails when a write makes no progress for [`WRITE_STALL_MAX`], or has to wait when
+/// its answer is older than [`ANSWER_WRITE_MAX`].
 struct Impatient<S> {
     stream: S,
-    /// Runs out when the present write has stalled too long; made at the first one that waits.
+    due: Arc<Due>,
+    /// Runs out when the present write has waited too long; made at the first one that waits.
     deadline: Option<Pin<Box<Sleep>>>,
     waiting: bool,
 }
 
 impl<S> Impatient<S> {
     fn new(stream: S) -> Impatient<S> {
-        Impatient { stream, deadline: None, waiting: false }
+        Impatient { stream, due: Arc::default(), deadline: None, waiting: false }
     }
 
     fn judge<T>(
@@ -412,13 +482,15 @@ impl<S> Impatient<S> {
             self.waiting = false;
             return outcome;
         }
-        let deadline = self.deadline.get_or_insert_with(|| Box::pin(sleep(WRITE_STALL_MAX)));
+        let until = self.due.of_write();
+        let deadline = self.deadline.get_or_insert_with(|| Box::pin(sleep_until(until)));
         if !self.waiting {
             self.waiting = true;
-            deadline.as_mut().reset(Instant::now() + WRITE_STALL_MAX);
+            deadline.as_mut().reset(until);
         }
         ready!(deadline.as_mut().poll(context));
-        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client stopped reading")))
+        let error = "the client reads too slowly, or not at all";
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, error)))
     }
 }
 
@@ -466,19 +538,35 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Impatient<S> {
     }
 }
 
-/// Threads where blocking is fine: one for each answer under way, and some for the rest.
-const BLOCKING_THREADS_MAX: usize = super::ANSWERS_MAX + 8;
+/// Threads where blocking is fine that are not for answers: the regular tick, and some to spare.
+const BLOCKING_THREADS_MORE: usize = 8;
 
-/// A runtime to serve in, with as many threads as there are answers at once and no more.
+/// A runtime to serve `apis` [`super::Api`]s in: it has a thread for each answer that they may make
+/// at once, so that those of one never wait for those of another. Idle ones end after seconds.
 ///
 /// # Errors
 /// When the system lets us start no threads or open no descriptors.
-pub fn runtime() -> io::Result<Runtime> {
+pub fn runtime(apis: usize) -> io::Result<Runtime> {
     tokio::runtime::Builder::new_multi_thread()
         .thread_name("k2i-serve")
-        .max_blocking_threads(BLOCKING_THREADS_MAX)
+        .max_blocking_threads(apis * super::ANSWERS_MAX + BLOCKING_THREADS_MORE)
         .enable_all()
         .build()
+}
+
+/// Time between two readings of CPU times, so that the first answer's CPU use is of a recent while.
+const TICK: Duration = Duration::from_secs(5);
+
+/// Has the engine take its regular readings, for as long as it is polled.
+pub async fn tick(engine: Arc<Engine>) {
+    let mut ticks = interval(TICK);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let engine = Arc::clone(&engine);
+        // A tick that panicked has logged it; the next may do better.
+        let _ = spawn_blocking(move || engine.tick()).await;
+    }
 }
 
 /// SIGINT and SIGTERM, which end a server instead of its process from now on.
@@ -511,6 +599,7 @@ impl StopSignals {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     #[test]
     fn addresses() {
@@ -529,6 +618,42 @@ mod tests {
         for (text, want) in cases {
             assert_eq!(text.parse::<Listen>().map_err(|_| ()), want, "for {text:?}");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_reads_too_slowly_is_cut() {
+        // A client that reads a little every so often; whether it is cut within some time.
+        let cases =
+            [(1, 299, false), (1, 301, true), (29, 299, false), (29, 301, true), (31, 31, true)];
+        for (pause_s, for_s, cut) in cases {
+            let (server, mut client) = tokio::io::duplex(1024);
+            let mut server = Impatient::new(server);
+            server.due.begin();
+            let reader = tokio::spawn(async move {
+                loop {
+                    sleep(Duration::from_secs(pause_s)).await;
+                    let _ = client.read(&mut [0; 8]).await;
+                }
+            });
+            let write = async { while server.write_all(&[0; 64]).await.is_ok() {} };
+            let ended = timeout(Duration::from_secs(for_s), write).await;
+            assert_eq!(ended.is_ok(), cut, "a read each {pause_s} s, after {for_s} s");
+            reader.abort();
+        }
+    }
+
+    #[test]
+    fn a_socket_that_nobody_serves_is_free() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("socket");
+        let listener = std::os::unix::net::UnixListener::bind(&path).expect("a socket");
+        // Whoever listens and takes no connections is there all the same, with a full queue too.
+        rustix::net::listen(&listener, 0).expect("a short queue");
+        for _ in 0..3 {
+            assert!(is_served(&path).expect("a socket"));
+        }
+        drop(listener);
+        assert!(!is_served(&path).expect("a socket"));
     }
 
     #[test]
