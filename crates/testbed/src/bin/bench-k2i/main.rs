@@ -1,7 +1,7 @@
 //! `bench-k2i`: our process table beside those of others, on one machine, in one run.
 //!
-//! For each number of processes a crowd is started once; then every case runs once a round, in an
-//! order that turns, so that whatever disturbs the machine disturbs all. Everything that is timed,
+//! For each number of processes a crowd is started once; then every case runs once a round, in a new
+//! order each round, so that whatever disturbs the machine disturbs all. Everything that is timed,
 //! servers, clients and peers, runs on one and the same CPU: a server beside its client gets no more
 //! of the machine than `ps` does. The crowd sleeps on all CPUs. Every answer is checked before it is
 //! timed. Times are reported, never asserted.
@@ -98,7 +98,8 @@ fn heading(rounds: usize) -> String {
         some => format!(" ARGS='{some}'"),
     };
     let date = machine::output_of("date", &["-u", "+%F"]).unwrap_or_default();
-    let commit = machine::output_of("git", &["describe", "--always", "--dirty"]).unwrap_or_default();
+    let commit =
+        machine::output_of("git", &["describe", "--always", "--dirty"]).unwrap_or_default();
     format!(
         "`make bench-k2i{arguments}`, {date}, commit {commit}: {rounds} rounds each.\n\nMachine: {}.\n",
         machine::describe(),
@@ -139,13 +140,12 @@ fn named(name: &str, error: &io::Error) -> io::Error {
     io::Error::other(format!("{name}: {error}"))
 }
 
-/// One time of every case a round; the order turns by one each round.
+/// One time of every case a round, each round in an order of its own.
 fn time_all(cases: &[Case], rounds: usize) -> io::Result<Vec<Timed>> {
     let mut timed: Vec<Timed> = cases.iter().map(Case::empty).collect();
     for round in 0..rounds {
         eprint!("\rbench-k2i: round {} of {rounds} ", round + 1);
-        for turn in 0..cases.len() {
-            let index = (round + turn) % cases.len();
+        for index in shuffled(cases.len(), round as u64) {
             let (time, bytes) =
                 cases[index].time().map_err(|error| named(&cases[index].name, &error))?;
             timed[index].times.0.push(time);
@@ -154,6 +154,21 @@ fn time_all(cases: &[Case], rounds: usize) -> io::Result<Vec<Timed>> {
     }
     eprintln!();
     Ok(timed)
+}
+
+/// The numbers below `len` in an order that depends on `seed` alone: a case must not always follow
+/// the same other one, whose leavings in the CPU's caches it would pay for.
+fn shuffled(len: usize, seed: u64) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..len).collect();
+    let mut state = seed;
+    for last in (1..len).rev() {
+        // SplitMix64.
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        order.swap(last, ((mixed ^ (mixed >> 31)) % (last as u64 + 1)) as usize);
+    }
+    order
 }
 
 /// Watches each of our collectors with each kind of question at once, and `top` beside them.
@@ -205,4 +220,21 @@ fn watch_all(programs: &Path, wall_min: Duration) -> io::Result<Vec<Watched>> {
         Ok(Watched { name, cpu, wall, resident_kib })
     };
     watched.into_iter().zip(before).map(finish).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn orders_hold_every_case_once_and_differ() {
+        let orders: Vec<Vec<usize>> = (0..20).map(|seed| shuffled(15, seed)).collect();
+        for order in &orders {
+            let mut sorted = order.clone();
+            sorted.sort_unstable();
+            assert_eq!(sorted, (0..15).collect::<Vec<_>>());
+            assert_eq!(orders.iter().filter(|other| *other == order).count(), 1, "{order:?}");
+        }
+        assert_eq!((shuffled(0, 1), shuffled(1, 1)), (vec![], vec![0]));
+    }
 }
