@@ -612,6 +612,16 @@ mod tests {
     }
 
     #[test]
+    fn a_hanging_node_of_this_host_can_be_done_without() {
+        let said =
+            |node: NodeAddress| SourceError::Silent { node, after: SILENCE_TIME_MAX }.to_string();
+        let here = said(NodeAddress::Unix("/run/kumo/api.sock".into()));
+        assert!(here.contains("silent for 30 s") && here.contains("--collector proc"), "{here}");
+        let there = said(NodeAddress::Http("web-1:7080".to_owned()));
+        assert!(!there.contains("--collector"), "{there}");
+    }
+
+    #[test]
     fn questions_are_escaped() {
         let text = QueryText {
             columns: Some("+exe,sum(rss)".to_owned()),

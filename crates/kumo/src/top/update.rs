@@ -925,6 +925,17 @@ mod tests {
     }
 
     #[test]
+    fn a_remark_in_a_filter_hides_nothing_of_what_follows() {
+        let mut state = state_with(procs(3));
+        press_all(&mut state, &[F(4)]);
+        type_in(&mut state, "cpu > 5.0 // the busy");
+        press_all(&mut state, &[Enter]);
+        state.user = Some("www".to_owned());
+        let both = state.request().table.filter.expect("two conditions");
+        kumo_abi::Filter::compile(&both, &PROC).expect("the bracket is closed behind the remark");
+    }
+
+    #[test]
     fn a_search_goes_to_the_next_row_that_has_it() {
         let mut state = state_with(procs(30));
         press_all(&mut state, &[Char('/')]);
