@@ -21,6 +21,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use axum::extract::Path;
+use axum::extract::rejection::PathRejection;
 use axum::http::{Method, StatusCode, Uri};
 use axum::routing::get;
 use axum::{Json, Router};
@@ -150,7 +152,8 @@ async fn no_method(method: Method, uri: Uri) -> Refused {
 }
 
 /// A process number from a piece of a path.
-fn parse_pid(text: &str) -> Result<i32, Refused> {
+fn parse_pid(piece: Result<Path<String>, PathRejection>) -> Result<i32, Refused> {
+    let Path(text) = piece.map_err(|error| Refused::bad_request(error.body_text()))?;
     let pid = text.parse::<i32>().ok().filter(|pid| *pid > 0);
     pid.ok_or_else(|| {
         let detail = format!("`{}` is no process number", text.escape_debug());

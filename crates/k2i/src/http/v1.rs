@@ -2,8 +2,9 @@
 //!
 //! A row has the original's 84 keys, in its order and units, which are those of `proc_t` of procps.
 //! Keys that it left at zero have real values here where they come with the others for free; the
-//! rest stay as they were: faults since the last update, signal sets, addresses inside the process,
-//! supplementary groups and the environment, which may hold secrets. Names are the original's too.
+//! rest stay as they were: faults since the last update, signal sets, supplementary groups and the
+//! environment, which may hold secrets. Addresses inside the process, which the original gave, are
+//! zero as well: they tell an attacker where to aim. Names are the original's too.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -62,8 +63,7 @@ async fn all(State(api): State<Arc<Api>>) -> Reply {
 }
 
 async fn by_pid(State(api): State<Arc<Api>>, pid: Result<Path<String>, PathRejection>) -> Reply {
-    let Path(text) = pid.map_err(|error| Refused::bad_request(error.body_text()))?;
-    one(&api, super::parse_pid(&text)?).await
+    one(&api, super::parse_pid(pid)?).await
 }
 
 async fn own(State(api): State<Arc<Api>>) -> Reply {
@@ -207,11 +207,9 @@ fn write_row(
     for set in ["signal", "blocked", "sigignore", "sigcatch", "_sigpnd"] {
         keys.ints(set, [0; SIGNAL_SET_BYTES]);
     }
-    keys.int("start_code", row.start_code);
-    keys.int("end_code", row.end_code);
-    keys.int("start_stack", row.start_stack);
-    keys.int("kstk_esp", 0);
-    keys.int("kstk_eip", 0);
+    for address in ["start_code", "end_code", "start_stack", "kstk_esp", "kstk_eip"] {
+        keys.int(address, 0);
+    }
     keys.int("wchan", 0);
     keys.int("priority", row.priority);
     keys.int("nice", row.nice);

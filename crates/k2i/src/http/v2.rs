@@ -1,5 +1,6 @@
 //! `/v2`: queries over the process table, one process, its tree, the columns, the host.
 
+use std::cell::OnceCell;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +19,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::body::{Pieces, Whole, begin};
-use super::{Api, Refused, accept};
+use super::{Api, Refused, accept, parse_pid};
 use crate::encode::document;
 use crate::engine::{Answer, Format, Question};
 use crate::host::HostReport;
@@ -64,15 +65,8 @@ async fn process(
     uri: Uri,
     headers: HeaderMap,
 ) -> Reply {
-    let form = accept::choose(&headers, &[JSON])?;
-    let pid = parse_pid(pid)?;
-    let Asked { mut query, max_age } = Asked::parse(&uri, &["columns", "max_age_ms"])?;
-    query.columns.get_or_insert_with(all_columns);
-    let query = Query::parse(&query, &PROC, COLUMNS_DEFAULT)?;
-    if query.is_grouped() {
-        let detail = "one process has no aggregates; ask /v2/proc for them";
-        return Err(Refused::bad_request(detail));
-    }
+    let (pid, query, max_age) =
+        about_one(pid, &uri, &headers, |columns| columns.unwrap_or_else(all_columns))?;
     api.answer(move |engine, turn| {
         let max_age = turn.age_max(max_age);
         let mut answer = engine.ask(Question { query, pids: Some(vec![pid]), max_age })?;
@@ -80,7 +74,7 @@ async fn process(
         if row.is_empty() {
             return Err(Refused::no_process(pid));
         }
-        Ok(respond(form, meta_headers(&answer.meta), begin(Whole(row), turn.place)))
+        Ok(respond(JSON, meta_headers(&answer.meta), begin(Whole(row), turn.place)))
     })
     .await
 }
@@ -92,17 +86,11 @@ async fn tree(
     uri: Uri,
     headers: HeaderMap,
 ) -> Reply {
-    let form = accept::choose(&headers, &[JSON])?;
-    let root = parse_pid(pid)?;
-    let Asked { mut query, max_age } = Asked::parse(&uri, &["columns", "max_age_ms"])?;
-    // The rows must say whose children they are.
-    let columns = query.columns.as_deref().unwrap_or(COLUMNS_DEFAULT);
-    query.columns = Some(with_columns(columns, &[Column::Pid, Column::Ppid]));
-    let query = Query::parse(&query, &PROC, COLUMNS_DEFAULT)?;
-    if query.is_grouped() {
-        let detail = "a tree has no aggregates; ask /v2/proc for them";
-        return Err(Refused::bad_request(detail));
-    }
+    let (root, query, max_age) = about_one(pid, &uri, &headers, |columns| {
+        // The rows must say whose children they are.
+        let columns = columns.as_deref().unwrap_or(COLUMNS_DEFAULT);
+        with_columns(columns, &[Column::Pid, Column::Ppid])
+    })?;
     api.answer(move |engine, turn| {
         let seen = engine.table(turn.age_max(max_age), Parts::STAT)?;
         let parents: Vec<_> = seen.rows.iter().map(|row| (row.pid, row.ppid)).collect();
@@ -111,9 +99,29 @@ async fn tree(
         let mut answer = engine.ask(Question { query, pids: Some(pids), max_age })?;
         let body = write_tree(root, &write_whole(&mut answer));
         let body = body.ok_or_else(|| Refused::no_process(root))?;
-        Ok(respond(form, meta_headers(&answer.meta), begin(Whole(body), turn.place)))
+        Ok(respond(JSON, meta_headers(&answer.meta), begin(Whole(body), turn.place)))
     })
     .await
+}
+
+/// What is asked of one process or its tree: which process, what, and how old it may be. `columns`
+/// makes the list of columns from the one of the address.
+fn about_one(
+    pid: Result<Path<String>, PathRejection>,
+    uri: &Uri,
+    headers: &HeaderMap,
+    columns: impl FnOnce(Option<String>) -> String,
+) -> Result<(i32, Query, Duration), Refused> {
+    accept::choose(headers, &[JSON])?;
+    let pid = parse_pid(pid)?;
+    let Asked { mut query, max_age } = Asked::parse(uri, &["columns", "max_age_ms"])?;
+    query.columns = Some(columns(query.columns.take()));
+    let query = Query::parse(&query, &PROC, COLUMNS_DEFAULT)?;
+    if query.is_grouped() {
+        let detail = "one process and its tree have no aggregates; ask /v2/proc for them";
+        return Err(Refused::bad_request(detail));
+    }
+    Ok((pid, query, max_age))
 }
 
 /// `GET /v2/columns`: what can be asked for.
@@ -213,11 +221,6 @@ fn unknown_parameter(name: &str, known: &[&str]) -> Refused {
     Refused::bad_request(format!("unknown parameter `{name}`; {known}"))
 }
 
-fn parse_pid(pid: Result<Path<String>, PathRejection>) -> Result<i32, Refused> {
-    let Path(text) = pid.map_err(|error| Refused::bad_request(error.body_text()))?;
-    super::parse_pid(&text)
-}
-
 /// Every column, for an answer about one process.
 fn all_columns() -> String {
     let names: Vec<_> = PROC.columns.iter().map(|column| column.name).collect();
@@ -314,6 +317,20 @@ fn children_of(parents: &[(i32, i32)]) -> HashMap<i32, Vec<i32>> {
     children
 }
 
+/// How many descendants each process of the family of `root` has. A ring ends where it began.
+fn descendants(root: i32, parents: &[(i32, i32)]) -> HashMap<i32, usize> {
+    let parent_of: HashMap<i32, i32> = parents.iter().copied().collect();
+    let mut counts: HashMap<i32, usize> = HashMap::new();
+    // Children stand behind their parents, so that each is complete before it is added.
+    for pid in family(root, parents).into_iter().skip(1).rev() {
+        let below = counts.get(&pid).copied().unwrap_or(0);
+        if let Some(parent) = parent_of.get(&pid) {
+            *counts.entry(*parent).or_default() += below + 1;
+        }
+    }
+    counts
+}
+
 /// What the writer of a tree must know of a row.
 #[derive(Deserialize)]
 struct Link {
@@ -339,6 +356,8 @@ fn write_tree(root: i32, rows: &[u8]) -> Option<Vec<u8>> {
         parents.push((link.pid, link.ppid));
     }
     let mut children = children_of(&parents);
+    // Needed for few trees, and then for all of it at once.
+    let counts = OnceCell::new();
     let mut out = Vec::with_capacity(rows.len() + 32 * by_pid.len());
     by_pid.get(&root)?;
     let mut steps = vec![Step::Open(root)];
@@ -357,7 +376,8 @@ fn write_tree(root: i32, rows: &[u8]) -> Option<Vec<u8>> {
         out.extend_from_slice(row.strip_suffix(b"}")?);
         let below = children.remove(&pid).unwrap_or_default();
         if depth + 1 == TREE_DEPTH_MAX && !below.is_empty() {
-            let left_out = family(pid, &parents).len() - 1;
+            let counts = counts.get_or_init(|| descendants(root, &parents));
+            let left_out = counts.get(&pid).copied().unwrap_or(0);
             out.extend_from_slice(format!(",\"descendants_left_out\":{left_out}").as_bytes());
             out.extend_from_slice(b",\"children\":[]}");
             continue;
@@ -449,5 +469,14 @@ mod tests {
         }
         assert_eq!(deepest["pid"], TREE_DEPTH_MAX);
         assert_eq!(deepest["descendants_left_out"], 100_000 - TREE_DEPTH_MAX);
+    }
+
+    #[test]
+    fn descendants_are_counted_once() {
+        let links = [(1, 0), (2, 1), (3, 1), (4, 2), (5, 4), (6, 9)];
+        assert_eq!(descendants(1, &links), [(1, 4), (2, 2), (4, 1)].into());
+        let ring = [(1, 3), (2, 1), (3, 2)];
+        assert_eq!(descendants(2, &ring), [(2, 2), (3, 1)].into());
+        assert_eq!(descendants(7, &links), [].into());
     }
 }
