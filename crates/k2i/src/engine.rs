@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
 use kumo_abi::proc::{Column, PROC};
-use kumo_abi::{Meta, Query, Select, TICK_NS};
+use kumo_abi::{Meta, ProcessId, Query, Select, TICK_NS};
 
 use crate::collect::{Collector, CollectorChoice, CollectorKind, ProcFs, Rung, Scan};
 use crate::encode::write_value;
@@ -124,6 +124,17 @@ struct Scanner {
     generation: u64,
     baselines: Baselines,
     interest: Interest,
+    /// CPU times of the last scan, ascending by pid.
+    times: Vec<Times>,
+}
+
+/// The CPU time of one process, small and in a row: looking at the last table for it would cost a
+/// cache miss for each process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Times {
+    id: ProcessId,
+    utime_ns: u64,
+    stime_ns: u64,
 }
 
 /// Which parts were asked for lately. When questions wait for each other a scan brings them all, so
@@ -176,6 +187,7 @@ impl Engine {
                 collector,
                 generation: 0,
                 baselines: Baselines::default(),
+                times: Vec::new(),
                 interest: Interest { since: Instant::now(), now: Parts::NONE, before: Parts::NONE },
             }),
             current: ArcSwapOption::empty(),
@@ -354,9 +366,7 @@ impl Engine {
         let scan = scanner.collector.scan(&self.proc, parts);
         let mut scan =
             scan.map_err(|source| AskError::Scan { collector: self.kind.name(), source })?;
-        if let Some(last) = self.current.load().as_ref() {
-            keep_times(&mut scan.rows, &last.rows);
-        }
+        keep_times(&mut scan.rows, &mut scanner.times);
         Ok((clock, scan))
     }
 
@@ -434,16 +444,19 @@ fn early_parts(query: &Query) -> Parts {
 
 /// A process's CPU time never shrinks. A collector that adds up threads one by one may miss one that
 /// ends in between; then the last reading holds.
-fn keep_times(rows: &mut [Process], last: &[Process]) {
-    let mut last = last.iter().peekable();
+fn keep_times(rows: &mut [Process], times: &mut Vec<Times>) {
+    let mut now = Vec::with_capacity(rows.len());
+    let mut last = times.iter().peekable();
     for row in rows {
-        while last.next_if(|before| before.pid < row.pid).is_some() {}
-        if let Some(before) = last.peek().filter(|before| before.id().same(&row.id()))
-            && before.cpu_ns() > row.cpu_ns()
+        while last.next_if(|before| before.id.pid < row.pid).is_some() {}
+        if let Some(before) = last.peek().filter(|before| before.id.same(&row.id()))
+            && before.utime_ns + before.stime_ns > row.cpu_ns()
         {
             (row.utime_ns, row.stime_ns) = (before.utime_ns, before.stime_ns);
         }
+        now.push(Times { id: row.id(), utime_ns: row.utime_ns, stime_ns: row.stime_ns });
     }
+    *times = now;
 }
 
 /// The clocks at the beginning of a scan.
@@ -729,10 +742,12 @@ mod tests {
 
     #[test]
     fn cpu_time_does_not_shrink() {
-        let last = [row(1, 5, 100), row(2, 0, 100), row(4, 0, 100)];
+        let mut times = Vec::new();
+        keep_times(&mut [row(1, 5, 100), row(2, 0, 100), row(4, 0, 100)], &mut times);
         let mut now = [row(1, 7_000_000_000, 3), row(2, 0, 90), row(3, 0, 1), row(4, 0, 110)];
-        keep_times(&mut now, &last);
+        keep_times(&mut now, &mut times);
         assert_eq!(now.map(|row| row.cpu_ns()), [3, 100, 1, 110]);
+        assert_eq!(times.iter().map(|t| t.utime_ns).collect::<Vec<_>>(), [3, 100, 1, 110]);
     }
 
     #[test]
