@@ -2,16 +2,16 @@
 
 use std::error::Error;
 use std::io::{IsTerminal, Write};
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::str::FromStr as _;
 use std::sync::Arc;
 
 use clap::Parser;
 use k2i::http::serve::{Bound, Listen, StopSignals, check_exposure, runtime, tick};
-use k2i::http::tls::{TlsFiles, load};
+use k2i::http::tls::load;
 use k2i::http::{Api, router};
-use k2i::{CollectorChoice, Engine, EngineConfig, host};
+use k2i::options::ServeOptions;
+use k2i::{Engine, chain};
 use tokio::sync::watch;
 use tracing_subscriber::EnvFilter;
 
@@ -32,30 +32,18 @@ Examples:
 ///
 /// / lists the addresses that it answers; /v2/columns what a process has. The table is read in the
 /// fastest way that this kernel and our rights allow; /v2/host says which and why.
+///
+/// Who can connect can read all of it. On 127.0.0.1 that is every user of this machine: a k2i that
+/// root runs tells them executables, directories, namespaces, capabilities and I/O of all processes,
+/// which the kernel shows only to those who may trace them. --listen unix:PATH serves one user alone.
 #[derive(Parser)]
 #[command(name = "k2i", version, after_help = EXAMPLES)]
 struct Options {
     /// Where to listen: IP:PORT, or unix:PATH; port 0 takes a free one
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8000")]
     listen: Listen,
-    /// How to read the process table: auto, iter.s, iter or proc
-    #[arg(long, value_name = "NAME", default_value = "auto")]
-    collector: CollectorChoice,
-    /// Serve HTTPS with this certificate chain (PEM)
-    #[arg(long, value_name = "FILE", requires = "tls_key")]
-    tls_cert: Option<PathBuf>,
-    /// The private key of the certificate (PEM)
-    #[arg(long, value_name = "FILE", requires = "tls_cert")]
-    tls_key: Option<PathBuf>,
-    /// Let other machines ask without TLS
-    #[arg(long)]
-    insecure: bool,
-    /// Name of this host in answers; the kernel's by default
-    #[arg(long, value_name = "NAME")]
-    host: Option<String>,
-    /// Name of this data centre in answers
-    #[arg(long, value_name = "NAME", default_value = "local")]
-    dc: String,
+    #[command(flatten)]
+    serve: ServeOptions,
     /// What to log on standard error: error, warn, info, debug, or a filter such as k2i=debug
     #[arg(long, value_name = "FILTER", default_value = "info", value_parser = EnvFilter::from_str)]
     log: EnvFilter,
@@ -66,13 +54,7 @@ fn main() -> ExitCode {
     match run(options) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let mut sources = vec![error.to_string()];
-            let mut source = error.source();
-            while let Some(error) = source {
-                sources.push(error.to_string());
-                source = error.source();
-            }
-            let _ = writeln!(std::io::stderr(), "k2i: {}", sources.join(": "));
+            let _ = writeln!(std::io::stderr(), "k2i: {}", chain(&*error));
             ExitCode::FAILURE
         }
     }
@@ -84,16 +66,12 @@ fn run(options: Options) -> Result<(), Box<dyn Error>> {
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .init();
-    let files = options.tls_cert.zip(options.tls_key).map(|(cert, key)| TlsFiles { cert, key });
-    if let (Listen::Tcp(address), false) = (&options.listen, options.insecure) {
+    let files = options.serve.tls();
+    if let (Listen::Tcp(address), false) = (&options.listen, options.serve.insecure) {
         check_exposure(*address, files.is_some())?;
     }
     let tls = files.as_ref().map(load).transpose()?;
-    let engine = Arc::new(Engine::open(EngineConfig {
-        collector: options.collector,
-        dc: options.dc,
-        host: options.host.unwrap_or_else(host::host_name),
-    })?);
+    let engine = Arc::new(Engine::open(options.serve.engine())?);
     let collector = engine.rungs().iter().find(|rung| rung.chosen);
     let collector = collector.map_or("none", |rung| rung.collector.as_str()).to_owned();
 

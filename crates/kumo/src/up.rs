@@ -3,12 +3,13 @@
 use std::io;
 use std::path::PathBuf;
 use std::str::FromStr as _;
+use std::sync::Arc;
 use std::time::Duration;
 
 use k2i::http::serve::Listen;
-use k2i::http::tls::TlsFiles;
-use k2i::{AskError, CollectorChoice, Parts, host};
-use kumo_node::{DC_DEFAULT, Dirs, LISTEN_DEFAULT, Node, NodeConfig, StartError, default_dirs};
+use k2i::options::ServeOptions;
+use k2i::{AskError, Parts, Table, host};
+use kumo_node::{Dirs, LISTEN_DEFAULT, Node, NodeConfig, StartError, default_dirs};
 use tracing_subscriber::EnvFilter;
 
 use crate::exit::Exit;
@@ -30,6 +31,10 @@ Ctrl-C or SIGTERM stops it.";
 /// Start the node of this host: its process table over HTTP, and for the other subcommands
 ///
 /// One node runs on a state directory at a time. Whatever ends it, the next one starts.
+///
+/// Who can connect can read all of it. On 127.0.0.1 that is every user of this machine: a node that
+/// root runs tells them executables, directories, namespaces, capabilities and I/O of all processes,
+/// which the kernel shows only to those who may trace them. --listen unix:PATH serves one user alone.
 #[derive(Debug, clap::Args)]
 pub struct Up {
     /// Where to listen: IP:PORT, or unix:PATH; port 0 takes a free one
@@ -41,24 +46,8 @@ pub struct Up {
     /// The socket for the other subcommands; by default /run/kumo, or `$XDG_RUNTIME_DIR/kumo` for users
     #[arg(long, value_name = "DIR")]
     run_dir: Option<PathBuf>,
-    /// How to read the process table: auto, iter.s, iter or proc
-    #[arg(long, value_name = "NAME", default_value = "auto")]
-    collector: CollectorChoice,
-    /// Name of this data centre
-    #[arg(long, value_name = "NAME", default_value = DC_DEFAULT, value_parser = parse_name)]
-    dc: String,
-    /// Name of this host; the kernel's by default
-    #[arg(long, value_name = "NAME", value_parser = parse_name)]
-    host: Option<String>,
-    /// Serve HTTPS with this certificate chain (PEM)
-    #[arg(long, value_name = "FILE", requires = "tls_key")]
-    tls_cert: Option<PathBuf>,
-    /// The private key of the certificate (PEM)
-    #[arg(long, value_name = "FILE", requires = "tls_cert")]
-    tls_key: Option<PathBuf>,
-    /// Let other machines ask without TLS
-    #[arg(long)]
-    insecure: bool,
+    #[command(flatten)]
+    serve: ServeOptions,
     /// What to log on standard error: error, warn, info, debug, or a filter such as k2i=debug; warn
     /// under the live view, else info
     #[arg(long, value_name = "FILTER", value_parser = EnvFilter::from_str)]
@@ -85,9 +74,6 @@ pub enum UpError {
     /// It did not start.
     #[error(transparent)]
     Start(#[from] StartError),
-    /// What the view shows.
-    #[error("cannot read this host any more")]
-    Ask(#[from] AskError),
     /// The terminal, or the signals.
     #[error("the node stops: standard output or the signals fail")]
     Io(#[from] io::Error),
@@ -148,18 +134,18 @@ pub fn run(args: &Up, out: &mut Output) -> Result<Exit, UpError> {
 
 fn config(args: &Up) -> NodeConfig {
     let default = default_dirs();
-    let tls = args.tls_cert.clone().zip(args.tls_key.clone());
+    let engine = args.serve.engine();
     NodeConfig {
         dirs: Dirs {
             state: args.state_dir.clone().unwrap_or(default.state),
             run: args.run_dir.clone().unwrap_or(default.run),
         },
         listen: args.listen.clone(),
-        tls: tls.map(|(cert, key)| TlsFiles { cert, key }),
-        insecure: args.insecure,
-        collector: args.collector,
-        dc: args.dc.clone(),
-        host: args.host.clone().unwrap_or_else(host::host_name),
+        tls: args.serve.tls(),
+        insecure: args.serve.insecure,
+        collector: engine.collector,
+        dc: engine.dc,
+        host: engine.host,
     }
 }
 
@@ -195,19 +181,17 @@ struct View {
 
 impl View {
     /// Writes the two lines, over those of a second ago.
-    fn show(&mut self, out: &mut Output, node: &Node) -> Result<(), UpError> {
-        let table = node.engine().table(VIEW_COUNT_AGE_MAX, Parts::STAT)?;
+    fn show(&mut self, out: &mut Output, node: &Node) -> io::Result<()> {
+        let counts = counts(node.engine().table(VIEW_COUNT_AGE_MAX, Parts::STAT));
         let now = host::cpu_seconds().unwrap_or(self.seen);
         let busy = now.busy_percent_since(&self.seen).map(|percent| format!("{percent:.0} %"));
         self.seen = now;
         let load = host::load().unwrap_or_default();
         let memory = host::read_memory().unwrap_or_default();
         let size = |bytes| units::size(bytes, units::SizeStyle::Human);
-        let threads: u64 = table.rows.iter().map(|row| u64::from(row.threads)).sum();
         let lines = [
             format!(
-                "{} processes, {threads} threads | CPU {} | load {:.2} {:.2} {:.2} | memory {} of {} available",
-                table.rows.len(),
+                "{counts} | CPU {} | load {:.2} {:.2} {:.2} | memory {} of {} available",
                 busy.unwrap_or_else(|| "-".to_owned()),
                 load.avg1,
                 load.avg5,
@@ -228,25 +212,18 @@ impl View {
         let over = if self.shown { "\r\x1b[K\x1b[1A\x1b[K" } else { "" };
         self.shown = true;
         out.raw(&format!("{over}{first}\n{second}"))?;
-        out.flush()?;
-        Ok(())
+        out.flush()
     }
 }
 
-/// A name of a host or data centre: 1 to 63 of letters, digits, `-`, `_` and `.`.
-fn parse_name(text: &str) -> Result<String, String> {
-    /// As for a label of a domain name.
-    const NAME_BYTES_MAX: usize = 63;
-    let good = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
-    match text {
-        "" => Err("a name needs at least one character".to_owned()),
-        text if text.len() > NAME_BYTES_MAX => {
-            Err(format!("a name has at most {NAME_BYTES_MAX} characters"))
+/// How many there are. That one scan failed is no reason to end: the next may do better.
+fn counts(table: Result<Arc<Table>, AskError>) -> String {
+    match table {
+        Ok(table) => {
+            let threads: u64 = table.rows.iter().map(|row| u64::from(row.threads)).sum();
+            format!("{} processes, {threads} threads", table.rows.len())
         }
-        text if !text.bytes().all(good) => {
-            Err("a name is made of letters, digits, `-`, `_` and `.`".to_owned())
-        }
-        text => Ok(text.to_owned()),
+        Err(error) => crate::chain(&error),
     }
 }
 
@@ -255,21 +232,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names() {
-        let long = "a".repeat(64);
-        let cases = [
-            ("tokyo", true),
-            ("web-1.example_A", true),
-            ("", false),
-            ("a/b", false),
-            ("a b", false),
-            ("é", false),
-            ("\x1b", false),
-            (&long[..63], true),
-            (&long, false),
-        ];
-        for (name, want) in cases {
-            assert_eq!(parse_name(name).is_ok(), want, "for {name:?}");
-        }
+    fn a_scan_that_fails_shows_and_ends_nothing() {
+        let source = io::Error::from(io::ErrorKind::OutOfMemory);
+        let said = counts(Err(AskError::Scan { collector: "iter", source }));
+        assert!(said.starts_with("cannot read the process table"), "{said}");
+        assert!(said.ends_with("(out of memory)"), "{said}");
     }
 }

@@ -24,14 +24,12 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 pub use dirs::{DirError, Dirs, SYSTEM_RUN_DIR, SYSTEM_STATE_DIR, default_dirs, socket_path};
+pub use k2i::options::DC_DEFAULT;
 use lock::Lock;
 pub use lock::LockError;
 
 /// Where a node listens unless told otherwise. The stand-alone `k2i` has 8000, as the original.
 pub const LISTEN_DEFAULT: &str = "127.0.0.1:7080";
-
-/// The name of a data centre that nobody named.
-pub const DC_DEFAULT: &str = "local";
 
 /// What the runtime gets to end threads that are in the middle of a scan.
 const RUNTIME_STOP_MAX: Duration = Duration::from_secs(1);

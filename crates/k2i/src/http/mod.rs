@@ -37,7 +37,7 @@ use tower_http::compression::predicate::SizeAbove;
 use crate::engine::Engine;
 
 pub use guard::{REQUEST_BODY_BYTES_MAX, TARGET_BYTES_MAX, Via};
-pub use problem::{PROBLEM_JSON, Refused};
+pub use problem::{PROBLEM_JSON, Refused, chain};
 
 /// Most answers of one [`Api`] under way at once: being made, or being read by their client. Each
 /// holds its table, its rows' numbers, two pieces of about 128 KiB, and up to 1 MiB where it is

@@ -109,7 +109,7 @@ impl IntoResponse for Refused {
 }
 
 /// An error and its sources in one line.
-pub(crate) fn chain(error: &dyn Error) -> String {
+pub fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(error) = source {
