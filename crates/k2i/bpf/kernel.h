@@ -207,7 +207,6 @@ struct mm_struct {
 	unsigned long stack_vm;
 	unsigned long start_code;
 	unsigned long end_code;
-	unsigned long start_stack;
 	unsigned long arg_start;
 	unsigned long arg_end;
 	struct percpu_counter rss_stat[4];

@@ -393,7 +393,6 @@ INLINE void read_memory(struct process_record *to, struct mm_struct *mm)
 	to->stack_vm = mm->stack_vm;
 	to->start_code = mm->start_code;
 	to->end_code = mm->end_code;
-	to->start_stack = mm->start_stack;
 	to->arg_start = mm->arg_start;
 	to->arg_end = mm->arg_end;
 	if (EXISTS(mm->rss_stat[0].counters)) {

@@ -118,7 +118,6 @@ struct process_record {
 	__u64 stack_vm;
 	__u64 start_code;
 	__u64 end_code;
-	__u64 start_stack;
 	__u64 arg_start;
 	__u64 arg_end;
 	__s64 rss[4]; /* file anon swap shmem, pages */

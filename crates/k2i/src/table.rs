@@ -243,12 +243,6 @@ pub struct Process {
     pub vsize: u64,
     /// Resident set limit, bytes.
     pub rss_limit: u64,
-    /// Addresses: code start and end, stack start. 0 where they are hidden from us.
-    pub start_code: u64,
-    /// End of code.
-    pub end_code: u64,
-    /// Start of stack.
-    pub start_stack: u64,
     /// Name, without a terminator; at most 15 bytes for user processes.
     pub comm: Comm,
     /// [`Parts::MEMORY`].

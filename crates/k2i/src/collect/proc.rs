@@ -568,11 +568,8 @@ pub(crate) fn parse_stat(text: &[u8], row: &mut Process) -> Option<()> {
     row.vsize = field.next()?;
     field.next()?; // rss: inexact since Linux 6.2; `statm` is exact
     row.rss_limit = field.next()?;
-    row.start_code = field.next()?;
-    row.end_code = field.next()?;
-    row.start_stack = field.next()?;
-    for _unused in 29..=37 {
-        field.next()?; // kstkesp to cnswap
+    for _unused in 26..=37 {
+        field.next()?; // startcode to cnswap; addresses tell an attacker where to aim
     }
     row.exit_signal = field.next_signed()? as i32;
     row.processor = field.next()? as i32;

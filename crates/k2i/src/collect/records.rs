@@ -116,7 +116,6 @@ struct ProcessRecord {
     stack_vm: u64,
     start_code: u64,
     end_code: u64,
-    start_stack: u64,
     arg_start: u64,
     arg_end: u64,
     rss: [i64; 4],
@@ -366,12 +365,16 @@ fn aside(record: &ProcessRecord, more: Option<&ProcessMore>, tail: (usize, usize
 
 fn row(record: &ProcessRecord, tail: &[u8], page_bytes: u64) -> Process {
     let ids = |ids: [u32; 4]| Ids { real: ids[0], effective: ids[1], saved: ids[2], fs: ids[3] };
-    let rss = record.rss.map(|pages| pages.max(0) as u64 * page_bytes);
+    // Numbers of another's making: too large is shown as that, it is no reason to panic.
+    let bytes = |pages: u64| pages.saturating_mul(page_bytes);
+    let rss = record.rss.map(|pages| bytes(pages.max(0) as u64));
     let [file, anon, swap, shmem] = rss;
     let name = if record.head.flags & TAIL_NAME != 0 { tail } else { &record.comm };
     let name = &name[..memchr::memchr(0, name).unwrap_or(name.len())];
-    // The kernel shows its own addresses to nobody who may not trace the process; we show none.
-    let code_pages = record.end_code.div_ceil(page_bytes) - record.start_code / page_bytes;
+    // Sizes leave this file, addresses do not: the kernel hides those of a process from everybody who
+    // may not trace it.
+    let code_pages =
+        record.end_code.div_ceil(page_bytes).saturating_sub(record.start_code / page_bytes);
     let inexact = record.head.flags & (HAS_MM | RSS_EXACT) == HAS_MM;
     let have = if inexact { Parts::BASE.without(Parts::MEMORY) } else { Parts::BASE };
     Process {
@@ -400,23 +403,20 @@ fn row(record: &ProcessRecord, tail: &[u8], page_bytes: u64) -> Process {
         maj_flt: record.sums.maj_flt,
         cmin_flt: record.cmin_flt,
         cmaj_flt: record.cmaj_flt,
-        vsize: record.total_vm * page_bytes,
+        vsize: bytes(record.total_vm),
         rss_limit: record.rss_limit,
-        start_code: record.start_code,
-        end_code: record.end_code,
-        start_stack: record.start_stack,
         comm: Comm::new(name),
         memory: Memory {
             anon,
-            shared: file + shmem,
-            text: code_pages * page_bytes,
-            data: (record.data_vm + record.stack_vm) * page_bytes,
+            shared: file.saturating_add(shmem),
+            text: bytes(code_pages),
+            data: bytes(record.data_vm.saturating_add(record.stack_vm)),
         },
         uid: ids(record.uid),
         gid: ids(record.gid),
         swap,
-        locked: record.locked_vm * page_bytes,
-        stack: record.stack_vm * page_bytes,
+        locked: bytes(record.locked_vm),
+        stack: bytes(record.stack_vm),
         ..Process::default()
     }
 }
@@ -524,6 +524,21 @@ mod tests {
             let records = read(&stream, 4096).expect("a good stream");
             assert_eq!(records.asides[0].torn, torn, "for {threads} of 1 thread beside the first");
         }
+    }
+
+    #[test]
+    fn numbers_out_of_range_do_no_harm() {
+        let record = ProcessRecord {
+            start_code: u64::MAX,
+            total_vm: u64::MAX,
+            data_vm: u64::MAX,
+            stack_vm: 1,
+            rss: [i64::MAX, i64::MIN, -1, i64::MAX],
+            ..ProcessRecord::zeroed()
+        };
+        let row = row(&record, b"", 4096);
+        assert_eq!((row.vsize, row.memory.text, row.memory.anon), (u64::MAX, 0, 0));
+        assert_eq!((row.memory.data, row.memory.shared), (u64::MAX, u64::MAX));
     }
 
     #[test]
