@@ -179,8 +179,9 @@ fn a_command_line_of_two_mebibytes_is_whole() {
             argv.join(" ").len()
         );
         let rows = asked.rows("pid,cmdline,argv", &filter);
-        assert_eq!(rows.len(), 1, "by {}", asked.collector);
-        is_whole(&rows[0], asked.collector);
+        // Another run of this test may have one like it.
+        let found = rows.iter().find(|row| row["pid"] == pid);
+        is_whole(found.expect("the condition holds for it"), asked.collector);
     });
 }
 
