@@ -448,6 +448,11 @@ INLINE void read_more(struct process_more *to, struct task_struct *task)
 {
 	struct signal_struct *signal = task->signal;
 
+	to->has = 0;
+	if (EXISTS(task->ioac.rchar) && EXISTS(task->ioac.read_bytes))
+		to->has |= MORE_IO;
+	if (EXISTS(task->sched_info.run_delay))
+		to->has |= MORE_DELAY;
 	sum_more(&to->sums, task);
 	if (EXISTS(signal->ioac.rchar)) {
 		to->sums.rchar += signal->ioac.rchar;

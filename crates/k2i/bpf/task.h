@@ -33,6 +33,12 @@ enum record_flags {
 	HAS_MORE = 1 << 5,
 };
 
+/* What of the second part this kernel counts; a kernel may be built without. */
+enum more_flags {
+	MORE_IO = 1 << 0,
+	MORE_DELAY = 1 << 1,
+};
+
 /* What is summed over the threads of a process. */
 struct sums {
 	__u64 utime_ns;
@@ -77,7 +83,7 @@ struct process_more {
 	__u32 no_new_privs;
 	__u32 loginuid;
 	__s32 oom_score_adj;
-	__u32 pad;
+	__u32 has; /* enum more_flags */
 };
 
 struct process_record {

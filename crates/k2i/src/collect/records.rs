@@ -17,6 +17,9 @@ const HAS_MM: u16 = 1 << 3;
 const RSS_EXACT: u16 = 1 << 4;
 const HAS_MORE: u16 = 1 << 5;
 
+const MORE_IO: u32 = 1 << 0;
+const MORE_DELAY: u32 = 1 << 1;
+
 /// What every record begins with.
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -75,7 +78,7 @@ struct ProcessMore {
     no_new_privs: u32,
     loginuid: u32,
     oom_score_adj: i32,
-    pad: u32,
+    has: u32,
 }
 
 #[repr(C)]
@@ -291,7 +294,10 @@ fn add_sums(row: &mut Process, more: &MoreSums) {
 fn add_more(row: &mut Process, more: &ProcessMore) {
     let [inheritable, permitted, effective, bounding, ambient] = more.caps;
     let [mnt, pid, net, uts, ipc, user, cgroup, time] = more.ns;
-    row.have |= Parts::MORE;
+    // What the kernel does not count is not zero, it is not known.
+    let uncounted = |flag, parts| if more.has & flag == 0 { parts } else { Parts::NONE };
+    let unknown = uncounted(MORE_IO, Parts::IO) | uncounted(MORE_DELAY, Parts::THREADS);
+    row.have |= Parts::MORE.without(unknown);
     row.caps = Capabilities { inheritable, permitted, effective, bounding, ambient };
     row.ns = Namespaces { mnt, pid, net, uts, ipc, user, cgroup, time };
     row.nspid = more.nspid;
@@ -523,6 +529,21 @@ mod tests {
             let stream = [process(5, b"", 0), thread(5).repeat(threads), thread(6)].concat();
             let records = read(&stream, 4096).expect("a good stream");
             assert_eq!(records.asides[0].torn, torn, "for {threads} of 1 thread beside the first");
+        }
+    }
+
+    #[test]
+    fn what_the_kernel_does_not_count_is_not_known() {
+        let cases = [
+            (MORE_IO | MORE_DELAY, Parts::NONE),
+            (MORE_IO, Parts::THREADS),
+            (MORE_DELAY, Parts::IO),
+            (0, Parts::IO | Parts::THREADS),
+        ];
+        for (has, unknown) in cases {
+            let mut row = Process::default();
+            add_more(&mut row, &ProcessMore { has, ..ProcessMore::zeroed() });
+            assert_eq!(row.have, Parts::MORE.without(unknown), "for {has:#b}");
         }
     }
 
