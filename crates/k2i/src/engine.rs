@@ -14,7 +14,7 @@ use kumo_abi::proc::{Column, PROC};
 use kumo_abi::{Meta, ProcessId, Query, Select, TICK_NS};
 
 use crate::collect::{Collector, CollectorChoice, CollectorKind, ProcFs, Rung, Scan};
-use crate::encode::write_value;
+use crate::encode::{document, write_value};
 use crate::names::NameCache;
 use crate::row::{self, Context, rfc3339};
 use crate::select::{Selected, View, parts_of};
@@ -613,7 +613,7 @@ struct Writer {
 
 impl Writer {
     fn new(meta: &Meta, query: &Query, parts: Parts) -> Writer {
-        let mut head = serde_json::to_vec(meta).expect("plain texts and numbers");
+        let mut head = document(meta);
         head.pop(); // The closing brace: the rows come before it.
         head.extend_from_slice(br#","rows":["#);
         let key = |(index, name): (usize, &String)| {

@@ -10,11 +10,10 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 
 use crate::collect::Rung;
 use crate::engine::{AskError, Engine};
+use crate::row::rfc3339;
 use crate::table::Parts;
 
 /// What a host says about itself. Memory in bytes, times in seconds, shares in percent.
@@ -64,7 +63,7 @@ pub struct Kernel {
 pub struct Boot {
     /// A process identity holds within one boot.
     pub boot_id: String,
-    /// When it began, RFC 3339, UTC, to the second.
+    /// When it began, RFC 3339, UTC; the kernel knows it to the second.
     pub boot_time: String,
     /// Seconds since then, sleep included.
     pub uptime_seconds: f64,
@@ -257,7 +256,7 @@ impl HostReport {
         Ok(HostReport {
             dc: config.dc.clone(),
             host: config.host.clone(),
-            as_of: rfc3339(OffsetDateTime::now_utc()),
+            as_of: now(),
             kernel: kernel(),
             boot: boot(stat.boot_unix_seconds)?,
             cpu: Cpu {
@@ -348,11 +347,9 @@ fn kernel() -> Kernel {
 
 fn boot(boot_unix_seconds: i64) -> Result<Boot, HostError> {
     let uptime = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-    let began = OffsetDateTime::from_unix_timestamp(boot_unix_seconds)
-        .map_err(|_| HostError::Form("/proc/stat"))?;
     Ok(Boot {
         boot_id: read("/proc/sys/kernel/random/boot_id")?.trim().to_owned(),
-        boot_time: rfc3339(began),
+        boot_time: rfc3339(i128::from(boot_unix_seconds) * 1_000_000_000),
         uptime_seconds: uptime.tv_sec as f64 + f64::from((uptime.tv_nsec / 1_000_000) as u32) / 1e3,
     })
 }
@@ -365,9 +362,10 @@ fn cpu_model() -> Option<String> {
     MODEL.get_or_init(read).clone()
 }
 
-/// A time as answers carry it; the formatter cannot fail for the years 0 to 9999.
-fn rfc3339(time: OffsetDateTime) -> String {
-    time.format(&Rfc3339).unwrap_or_default()
+/// This moment, as answers carry it.
+fn now() -> String {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
+    rfc3339(i128::from(now.tv_sec) * 1_000_000_000 + i128::from(now.tv_nsec))
 }
 
 /// What we take from `/proc/stat`.
