@@ -63,7 +63,7 @@ pub struct Kernel {
 pub struct Boot {
     /// A process identity holds within one boot.
     pub boot_id: String,
-    /// When it began, RFC 3339, UTC; the kernel knows it to the second.
+    /// When it began, RFC 3339, UTC, to the second.
     pub boot_time: String,
     /// Seconds since then, sleep included.
     pub uptime_seconds: f64,
@@ -349,7 +349,8 @@ fn boot(boot_unix_seconds: i64) -> Result<Boot, HostError> {
     let uptime = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
     Ok(Boot {
         boot_id: read("/proc/sys/kernel/random/boot_id")?.trim().to_owned(),
-        boot_time: rfc3339(i128::from(boot_unix_seconds) * 1_000_000_000),
+        // The kernel knows it to the second, so that there are no parts of one to show.
+        boot_time: rfc3339(i128::from(boot_unix_seconds) * 1_000_000_000).replace(".000000Z", "Z"),
         uptime_seconds: uptime.tv_sec as f64 + f64::from((uptime.tv_nsec / 1_000_000) as u32) / 1e3,
     })
 }

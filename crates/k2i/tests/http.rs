@@ -94,6 +94,24 @@ fn v2_answers_a_query() {
 }
 
 #[test]
+fn answers_hold_nothing_that_a_terminal_obeys() {
+    let k2i = K2i::spawn();
+    let argument = "\u{9b}2J\x7f\u{202e}\x1b[31m\u{2028}";
+    let sleeper = Zoo::sleeper(&[argument.as_bytes()]);
+    let pid = sleeper.pid();
+    let filter = format!("pid%3D%3D{pid}");
+    for target in
+        [format!("/v2/proc?columns=cmdline,argv&filter={filter}"), format!("/v1/proc/{pid}")]
+    {
+        let reply = k2i.get(&target).expect(200);
+        let text = String::from_utf8(reply.body.to_vec()).unwrap();
+        let obeyed = |char: char| char.is_control() || ('\u{2028}'..='\u{202e}').contains(&char);
+        assert!(!text.contains(obeyed), "{text:?}");
+        assert!(text.contains("\\u009b2J\\u007f\\u202e\\u001b[31m\\u2028"), "{text:?}");
+    }
+}
+
+#[test]
 fn v2_answers_in_lines() {
     let k2i = K2i::spawn();
     let lines = [("accept", "application/x-ndjson")];
@@ -158,6 +176,10 @@ fn the_host_tells_of_itself() {
     assert_eq!((&host["dc"], &host["host"]), (&json!("tokyo"), &json!("web-1")));
     let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
     assert_eq!(host["boot"]["boot_id"], boot.trim());
+    let (as_of, began) =
+        (host["as_of"].as_str().unwrap(), host["boot"]["boot_time"].as_str().unwrap());
+    assert_eq!((as_of.len(), began.len()), (27, 20), "{as_of} {began}");
+    assert!(began < as_of, "{as_of} {began}");
     let memory = std::fs::read_to_string("/proc/meminfo").unwrap();
     let total = memory.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024;
     assert_eq!(host["memory"]["total"], total);
@@ -313,6 +335,9 @@ fn what_cannot_be_served_is_refused() {
     assert!(said.contains(&format!("taken by k2i (pid {})", k2i.pid())), "{said}");
     let said = refusal(&["--listen", "0.0.0.0:0"]);
     assert!(said.contains("--insecure") && said.contains("--tls-cert"), "{said}");
+    let long = format!("unix:/tmp/{}", "x".repeat(99));
+    assert!(refusal(&["--listen", &long]).contains("103 bytes are the most"));
+    assert!(refusal(&["--host", "a b"]).contains("letters, digits"));
     let open = K2i::with(&["--listen", "0.0.0.0:0", "--insecure"]);
     let near = Address::Tcp(format!("127.0.0.1:{}", open.port()));
     let reply = block_on(ask(&near, "GET", "/", &[("host", "evil.example")])).unwrap();
