@@ -170,9 +170,7 @@ impl BpfCollector {
             have = have.without(Parts::MEMORY);
         }
         if !records.rss_exact && parts.contains(Parts::MEMORY) {
-            for row in &mut rows {
-                proc.complete(row, Parts::MEMORY);
-            }
+            proc.complete_all(&mut rows, Parts::MEMORY);
         }
         if lines {
             have |= Parts::CMDLINE;

@@ -171,6 +171,31 @@ impl ProcFs {
         }
     }
 
+    /// The same for many rows, by several threads.
+    pub(crate) fn complete_all(&self, rows: &mut [Process], parts: Parts) {
+        let shares = Mutex::new(rows.chunks_mut(PIDS_PER_THREAD_MIN));
+        let next = || shares.lock().unwrap_or_else(PoisonError::into_inner).next();
+        let work = || {
+            let mut reader = Reader::new(self);
+            while let Some(share) = next() {
+                for row in share {
+                    let missing = parts.without(row.have);
+                    if !missing.is_empty() {
+                        reader.complete(row, missing);
+                    }
+                }
+            }
+        };
+        let threads = shares.lock().unwrap_or_else(PoisonError::into_inner).len().min(self.threads);
+        std::thread::scope(|scope| {
+            for _other in 1..threads {
+                // Without it the others do its share.
+                let _ = std::thread::Builder::new().spawn_scoped(scope, work);
+            }
+            work();
+        });
+    }
+
     /// The numbers of all processes, ascending.
     pub(crate) fn pids(&self) -> io::Result<Vec<i32>> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -704,6 +729,15 @@ mod tests {
         let want =
             Io { rchar: 1, wchar: 2, read_bytes: 5, write_bytes: 6, cancelled_write_bytes: 7 };
         assert_eq!(io, want);
+    }
+
+    #[test]
+    fn many_rows_are_completed_by_several_threads() {
+        let proc = ProcFs::open().expect("/proc");
+        let own = proc.one(std::process::id() as i32, Parts::STAT);
+        let mut rows = vec![own.expect("our own row"); 3 * PIDS_PER_THREAD_MIN + 1];
+        proc.complete_all(&mut rows, Parts::MEMORY);
+        assert!(rows.iter().all(|row| row.have.contains(Parts::MEMORY) && row.rss() > 0));
     }
 
     #[test]
