@@ -13,7 +13,7 @@ pub fn line(document: &impl serde::Serialize) -> io::Result<String> {
 /// The same on many lines, for people.
 ///
 /// # Errors
-/// As [`line`].
+/// As [`line()`].
 pub fn pretty(document: &impl serde::Serialize) -> io::Result<String> {
     Ok(k2i::escaped_json(&serde_json::to_string_pretty(document)?))
 }

@@ -13,9 +13,8 @@ fn pids() -> BTreeSet<i64> {
 fn a_table_is_whole_or_an_error_whatever_the_descriptors_allow() {
     for descriptors in [3, 4, 5, 6, 8, 10, 16, 32, 64] {
         let before = pids();
-        let script = format!(
-            "ulimit -n {descriptors}; exec \"$0\" ps --collector proc -o pid --json"
-        );
+        let script =
+            format!("ulimit -n {descriptors}; exec \"$0\" ps --collector proc -o pid --json");
         let output = Command::new("sh")
             .args(["-c", &script, env!("CARGO_BIN_EXE_kumo")])
             .output()
