@@ -52,7 +52,7 @@ const LISTENERS_MAX: u64 = 2;
 const DESCRIPTORS_KEPT: u64 = 128;
 
 /// Longest path of a Unix socket: the kernel takes 107 bytes, and the socket is made under a name
-/// that is longer by [`FRESH_SUFFIX`].
+/// that is longer by `.new`.
 pub const SOCKET_PATH_BYTES_MAX: usize = 107 - FRESH_SUFFIX.len();
 
 /// What a socket's name ends with until it is ready.
