@@ -50,6 +50,10 @@ const LINES_WAIT: Duration = Duration::from_secs(3);
 /// The kernel hands out at most 32 KiB at a read.
 const READ_BYTES: usize = 32 * 1024;
 
+/// So many passes in a row must leave three quarters of the buffer unused before half of it is given
+/// back: about a minute of readings that nobody asked for.
+const OVERSIZED_PASSES: u32 = 16;
+
 /// The loaded programs, and what is remembered between passes.
 #[derive(Debug)]
 pub(crate) struct BpfCollector {
@@ -65,6 +69,8 @@ pub(crate) struct BpfCollector {
     cgroups: HashMap<GroupsKey, Groups>,
     /// What the last pass wrote, and room for the next.
     stream: Vec<u8>,
+    /// How many passes in a row used less than a quarter of it.
+    oversized: u32,
     /// Whether passes bring [`Parts::MORE`]; a copy of what the programs see.
     more: bool,
     /// Processes that `/proc` shows and the iterator does not: hardened kernels hide some.
@@ -114,6 +120,7 @@ impl BpfCollector {
             lines_last: 0,
             cgroups: HashMap::new(),
             stream: Vec::new(),
+            oversized: 0,
             more: false,
             hidden: Vec::new(),
             checked: Instant::now(),
@@ -258,7 +265,8 @@ impl BpfCollector {
         link.into_file().map_err(io::Error::other)
     }
 
-    fn records(&self, len: usize) -> io::Result<Records> {
+    fn records(&mut self, len: usize) -> io::Result<Records> {
+        shrink(&mut self.stream, len, &mut self.oversized);
         records::read(&self.stream[..len], self.page_bytes).map_err(|malformed| {
             io::Error::other(format!("malformed record at byte {}", malformed.offset))
         })
@@ -405,6 +413,16 @@ fn take_larger(row: &mut Process, now: &Process) {
     row.maj_flt = row.maj_flt.max(now.maj_flt);
 }
 
+/// Gives half of `stream` back if it has been too large for long; its first `used` bytes stay.
+fn shrink(stream: &mut Vec<u8>, used: usize, oversized: &mut u32) {
+    *oversized = if used < stream.len() / 4 { *oversized + 1 } else { 0 };
+    if *oversized == OVERSIZED_PASSES {
+        *oversized = 0;
+        stream.truncate(stream.len() / 2);
+        stream.shrink_to_fit();
+    }
+}
+
 /// Does `work` on a thread of its own and waits for it, but no longer than `wait`.
 ///
 /// # Errors
@@ -523,6 +541,17 @@ mod tests {
             let mut groups = Groups { text: Arc::default(), unconfirmed };
             assert_eq!(confirm(key(ids), &mut groups, &rows, &asides), want, "for {from:?} {ids}");
             assert!(groups.unconfirmed.is_none());
+        }
+    }
+
+    #[test]
+    fn a_buffer_that_was_too_large_for_long_is_given_back() {
+        let (mut stream, mut oversized) = (vec![1; 1000], 0);
+        for pass in 1..2 * OVERSIZED_PASSES {
+            // One large pass in between, and the count begins again.
+            let used = if pass == OVERSIZED_PASSES - 1 { 250 } else { 249 };
+            shrink(&mut stream, used, &mut oversized);
+            assert_eq!(stream.len(), if pass < 2 * OVERSIZED_PASSES - 1 { 1000 } else { 500 });
         }
     }
 
