@@ -50,7 +50,7 @@ impl Parts {
     pub const SECURITY: Parts = Parts(1 << 14);
     /// Effective user and group: the owner of `/proc/<pid>`, which is cheaper than `status`.
     pub const OWNER: Parts = Parts(1 << 15);
-    /// Locked memory. On `/proc` it may be a second old, for then it is not read of every process.
+    /// Locked memory. On `/proc` it may be ten seconds old, for it is not read of every process.
     pub const LOCKED: Parts = Parts(1 << 16);
     /// CPU use since an earlier reading; of a table, not of a row.
     pub const CPU: Parts = Parts(1 << 17);

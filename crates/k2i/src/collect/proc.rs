@@ -9,6 +9,7 @@ use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use kumo_abi::limits::CMDLINE_BYTES_MAX;
 use kumo_abi::{ProcessId, TICK_NS};
@@ -25,6 +26,10 @@ const PIDS_PER_THREAD_MIN: usize = 256;
 /// Threads at most: the kernel's locks on `/proc` do not scale further.
 const THREADS_MAX: usize = 8;
 
+/// A process that locks its memory has its L this much later at most. Some hosts have an init whose
+/// locked memory changes all the time.
+const CENSUS_AGE_MIN: Duration = Duration::from_secs(10);
+
 /// Most directories of processes that are kept open between scans; each costs the kernel about 300
 /// bytes, and saves an eighth of the time of its row.
 const DIRECTORIES_MAX: usize = 65_536;
@@ -40,14 +45,15 @@ pub(crate) struct ProcFs {
     census: Mutex<Option<Arc<Census>>>,
 }
 
-/// Who has locked memory. Reading it of everyone costs a third of a scan, and it hardly ever changes:
-/// while the kernel's sum over all processes stays the same, so does this. The kernel brings that sum
-/// up to date once a second.
+/// How much memory each process has locked. Reading it of everyone costs a third of a scan, and it
+/// hardly ever changes. It is counted again when the kernel's sum over all processes has changed, but
+/// not more often than each [`CENSUS_AGE_MIN`]; processes that are not in it are read.
 #[derive(Debug)]
 struct Census {
-    /// `Mlocked` of `/proc/meminfo`, KiB.
+    /// `Mlocked` of `/proc/meminfo`, KiB. The kernel brings it up to date once a second.
     sum_kib: u64,
-    /// Bytes by identity; the others have none.
+    taken: Instant,
+    /// Bytes by identity.
     locked: HashMap<ProcessId, u64>,
 }
 
@@ -82,9 +88,7 @@ impl ProcFs {
     /// Reads all processes, ascending by pid. Large tables are read by several threads.
     pub(crate) fn scan(&self, parts: Parts) -> io::Result<Vec<Process>> {
         let mut slots = self.slots()?;
-        let sum_kib = self.locked_kib();
-        let counted = self.census.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let counted = counted.filter(|census| Some(census.sum_kib) == sum_kib);
+        let counted = parts.contains(Parts::LOCKED).then(|| self.counted()).flatten();
         let threads = (slots.len() / PIDS_PER_THREAD_MIN).clamp(1, self.threads);
         // Neighbours by number are alike (a crowd of one program), so equal shares take equal times.
         let share = slots.len().div_ceil(threads).max(1);
@@ -114,12 +118,8 @@ impl ProcFs {
         })?;
         drop(shares);
         self.keep(slots);
-        if let Some(sum_kib) =
-            sum_kib.filter(|_| counted.is_none() && parts.contains(Parts::LOCKED))
-        {
-            let locked = rows.iter().filter(|row| row.locked > 0).map(|row| (row.id(), row.locked));
-            let census = Census { sum_kib, locked: locked.collect() };
-            *self.census.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(census));
+        if parts.contains(Parts::LOCKED) {
+            self.count(counted.as_deref(), &rows);
         }
         Ok(rows)
     }
@@ -146,6 +146,26 @@ impl ProcFs {
     fn keep(&self, mut slots: Vec<Slot>) {
         slots.retain(|slot| slot.directory.is_some());
         *self.kept.lock().unwrap_or_else(PoisonError::into_inner) = slots;
+    }
+
+    /// The census, if it is still good.
+    fn counted(&self) -> Option<Arc<Census>> {
+        let census = self.census.lock().unwrap_or_else(PoisonError::into_inner).clone()?;
+        let young = census.taken.elapsed() < CENSUS_AGE_MIN;
+        (young || Some(census.sum_kib) == self.locked_kib()).then_some(census)
+    }
+
+    /// Takes the census of `rows`, or adds those that are missing in the one that was used.
+    fn count(&self, used: Option<&Census>, rows: &[Process]) {
+        let (sum_kib, taken) = match used {
+            Some(used) if rows.iter().all(|row| used.locked.contains_key(&row.id())) => return,
+            Some(used) => (Some(used.sum_kib), used.taken),
+            None => (self.locked_kib(), Instant::now()),
+        };
+        let Some(sum_kib) = sum_kib else { return };
+        let locked = rows.iter().map(|row| (row.id(), row.locked)).collect();
+        let census = Census { sum_kib, taken, locked };
+        *self.census.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(census));
     }
 
     /// Locked memory of all processes together, KiB.
@@ -304,11 +324,12 @@ impl<'p> Reader<'p> {
             row.memory = parsed.unwrap_or_default();
             row.have |= if parsed.is_some() { Parts::MEMORY } else { Parts::NONE };
         }
-        if let Some(census) = self.census.filter(|_| wants(Parts::LOCKED)) {
-            row.locked = census.locked.get(&row.id()).copied().unwrap_or(0);
+        let counted = self.census.and_then(|census| census.locked.get(&row.id()).copied());
+        if let Some(locked) = counted.filter(|_| wants(Parts::LOCKED)) {
+            row.locked = locked;
             row.have |= Parts::LOCKED;
         }
-        let uncounted = wants(Parts::LOCKED) && self.census.is_none();
+        let uncounted = wants(Parts::LOCKED) && counted.is_none();
         if (missing.intersects(Parts::STATUS | Parts::SECURITY) || uncounted)
             && let Some(text) = self.part(dir, c"status")?
         {
