@@ -50,6 +50,7 @@ struct Options {
 }
 
 fn main() -> ExitCode {
+    kumo_sys::memory::share_areas();
     let options = Options::parse();
     match run(options) {
         Ok(()) => ExitCode::SUCCESS,

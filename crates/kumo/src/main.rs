@@ -88,6 +88,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    kumo_sys::memory::share_areas();
     let cli = Cli::parse_from(kill::rewrite(std::env::args_os()));
     let mut out = Output::stdout(cli.color);
     let result = run(&cli, &mut out).and_then(|exit| {

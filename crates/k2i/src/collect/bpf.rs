@@ -448,11 +448,15 @@ fn within<T: Send + 'static>(
 
 /// Loads the programs, with that of the lines if `sleepable`.
 fn load(sleepable: bool) -> Result<Ebpf, String> {
+    // A new loader has read the kernel's type information for itself. It is dropped before we read
+    // it for both of us: two of them at once would be the peak of our memory.
+    let mut loader = EbpfLoader::new();
+    loader.btf(None);
     let btf = Btf::from_sys_fs().map_err(|error| {
         format!("no type information: {error}; it wants a kernel with CONFIG_DEBUG_INFO_BTF")
     })?;
     let cpus = aya::util::nr_cpus().map_or(u32::MAX, |cpus| cpus as u32);
-    let mut ebpf = EbpfLoader::new()
+    let mut ebpf = loader
         .btf(Some(&btf))
         .override_global("cpus", &cpus, true)
         .load(OBJECT)
