@@ -230,6 +230,7 @@ struct work_struct;
 struct worker {
 	struct work_struct *current_work;
 	char desc[24];
+	void *rescue_wq;
 };
 
 struct kthread {

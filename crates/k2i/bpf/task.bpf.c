@@ -422,19 +422,22 @@ INLINE __u32 read_kernel_name(char *tail, struct task_struct *task, __u32 flags)
 	if (flags & PF_WQ_WORKER) {
 		struct worker *worker = 0;
 		struct work_struct *work = 0;
+		void *rescues = 0;
 
 		if (!EXISTS(worker->desc))
 			return 0;
 		probe_read_kernel(&worker, sizeof(worker), &kthread->data);
 		probe_read_kernel(&work, sizeof(work), &worker->current_work);
+		if (EXISTS(worker->rescue_wq))
+			probe_read_kernel(&rescues, sizeof(rescues), &worker->rescue_wq);
 		len = probe_read_kernel_str(tail, sizeof(task->comm), &task->comm);
 		if (len < 1 || len > 16)
 			return 0;
 		tail[len - 1] = work ? '+' : '-';
 		long desc = probe_read_kernel_str(tail + len, 32, &worker->desc);
-		if (desc > 1 && desc <= 32)
+		if (!rescues && desc > 1 && desc <= 32)
 			return len + desc;
-		/* It has not worked yet, or it is a rescuer. */
+		/* It has not worked yet; or it is a rescuer, which is named after what it rescues. */
 	}
 	probe_read_kernel(&full_name, sizeof(full_name), &kthread->full_name);
 	if (!full_name)

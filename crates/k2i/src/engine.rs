@@ -102,7 +102,6 @@ pub enum Format {
 pub struct Engine {
     config: EngineConfig,
     rungs: Vec<Rung>,
-    kind: CollectorKind,
     cheap: bool,
     proc: Arc<ProcFs>,
     scanner: Mutex<Scanner>,
@@ -180,7 +179,6 @@ impl Engine {
         let system = rustix::system::sysinfo();
         Ok(Engine {
             rungs,
-            kind: collector.kind(),
             cheap: collector.is_cheap(),
             proc,
             scanner: Mutex::new(Scanner {
@@ -237,7 +235,7 @@ impl Engine {
             dc: self.config.dc.clone(),
             host: self.config.host.clone(),
             boot_id: self.boot_id.clone(),
-            collector: self.kind.name().to_owned(),
+            collector: table.collector.name().to_owned(),
             generation: table.generation,
             as_of: rfc3339(i128::from(table.began_unix_ns)),
             scan_us: table.scan_us,
@@ -324,8 +322,20 @@ impl Engine {
     }
 
     /// Which collector runs, and what became of each rung of the ladder above it.
-    pub fn rungs(&self) -> &[Rung] {
-        &self.rungs
+    pub fn rungs(&self) -> Vec<Rung> {
+        let mut rungs = self.rungs.clone();
+        let runs = self.current.load().as_ref().map(|table| table.collector.name());
+        let opened = rungs.iter().position(|rung| rung.chosen);
+        let now = rungs.iter().position(|rung| Some(rung.collector.as_str()) == runs);
+        if let (Some(opened), Some(now)) = (opened, now)
+            && opened != now
+        {
+            rungs[opened].chosen = false;
+            rungs[opened].why = String::from("a pass with command lines failed; the log says how");
+            rungs[now].chosen = true;
+            rungs[now].why = format!("took over from `{}`", rungs[opened].collector);
+        }
+        rungs
     }
 
     /// The boot id of this host: a process identity holds within one boot.
@@ -364,8 +374,9 @@ impl Engine {
     fn collect(&self, scanner: &mut Scanner, parts: Parts) -> Result<(Clock, Scan), AskError> {
         let clock = Clock::now();
         let scan = scanner.collector.scan(&self.proc, parts);
+        let collector = scanner.collector.kind();
         let mut scan =
-            scan.map_err(|source| AskError::Scan { collector: self.kind.name(), source })?;
+            scan.map_err(|source| AskError::Scan { collector: collector.name(), source })?;
         keep_times(&mut scan.rows, &mut scanner.times);
         Ok((clock, scan))
     }
@@ -382,7 +393,9 @@ impl Engine {
         let percents = scanner.baselines.percents(clock.boot_ns, &scan.rows);
         scanner.baselines.record(clock.boot_ns, &scan.rows);
         scanner.generation += 1;
-        let table = Arc::new(clock.table(scanner.generation, scan.rows, scan.parts, percents));
+        let collector = scanner.collector.kind();
+        let table = clock.table(scanner.generation, collector, scan.rows, scan.parts, percents);
+        let table = Arc::new(table);
         self.current.store(Some(table.clone()));
         Ok(table)
     }
@@ -401,7 +414,8 @@ impl Engine {
         let mut scanner = self.scanner();
         let percents = scanner.baselines.percents(clock.boot_ns, &rows);
         scanner.generation += 1;
-        Ok(Arc::new(clock.table(scanner.generation, rows, parts, percents)))
+        let collector = CollectorKind::Proc;
+        Ok(Arc::new(clock.table(scanner.generation, collector, rows, parts, percents)))
     }
 
     fn context(&self, table: Arc<Table>, columns: &[usize]) -> Context {
@@ -475,12 +489,14 @@ impl Clock {
     fn table(
         self,
         generation: u64,
+        collector: CollectorKind,
         rows: Vec<Process>,
         parts: Parts,
         cpu_percent: Option<Vec<f32>>,
     ) -> Table {
         Table {
             generation,
+            collector,
             began: self.began,
             began_unix_ns: self.unix_ns,
             began_boot_ns: self.boot_ns,

@@ -252,7 +252,7 @@ impl HostReport {
         let stat = read_stat()?;
         let (load, threads) =
             parse_loadavg(&read("/proc/loadavg")?).ok_or(HostError::Form("/proc/loadavg"))?;
-        let ladder = engine.rungs().to_vec();
+        let ladder = engine.rungs();
         Ok(HostReport {
             dc: config.dc.clone(),
             host: config.host.clone(),

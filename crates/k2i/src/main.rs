@@ -73,8 +73,8 @@ fn run(options: Options) -> Result<(), Box<dyn Error>> {
     }
     let tls = files.as_ref().map(load).transpose()?;
     let engine = Arc::new(Engine::open(options.serve.engine())?);
-    let collector = engine.rungs().iter().find(|rung| rung.chosen);
-    let collector = collector.map_or("none", |rung| rung.collector.as_str()).to_owned();
+    let collector = engine.rungs().into_iter().find(|rung| rung.chosen);
+    let collector = collector.map_or_else(String::new, |rung| rung.collector);
 
     let runtime = runtime(1)?;
     runtime.block_on(async {

@@ -335,6 +335,7 @@ mod tests {
         };
         let table = Table {
             generation: 1,
+            collector: crate::CollectorKind::Proc,
             began: Instant::now(),
             began_unix_ns: 0,
             began_boot_ns: 0,

@@ -10,6 +10,8 @@ use std::time::Instant;
 
 use kumo_abi::ProcessId;
 
+use crate::collect::CollectorKind;
+
 /// Which parts of a process are known. Each part costs about one file of `/proc/<pid>`; the BPF
 /// collectors bring all numbers in one pass.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -404,6 +406,8 @@ impl CommandLine {
 pub struct Table {
     /// Grows by one with each scan of an engine.
     pub generation: u64,
+    /// Which collector made it.
+    pub collector: CollectorKind,
     /// When the scan began.
     pub began: Instant,
     /// The same on the wall clock: nanoseconds since the Unix epoch.

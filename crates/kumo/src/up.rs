@@ -150,7 +150,7 @@ fn config(args: &Up) -> NodeConfig {
 }
 
 fn collector(node: &Node) -> String {
-    let chosen = node.engine().rungs().iter().find(|rung| rung.chosen);
+    let chosen = node.engine().rungs().into_iter().find(|rung| rung.chosen);
     chosen.map_or_else(|| "none".to_owned(), |rung| rung.collector.clone())
 }
 

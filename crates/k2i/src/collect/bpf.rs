@@ -139,6 +139,11 @@ impl BpfCollector {
         Ok(collector)
     }
 
+    /// Whether it reads command lines in its own passes, and has always done so well.
+    pub(crate) fn reads_lines(&self) -> bool {
+        self.sleepable
+    }
+
     /// Compares a pass with `/proc`. What started or ended meanwhile is in one of its two listings only.
     fn find_hidden(&mut self, proc: &ProcFs) -> io::Result<()> {
         let before = proc.pids()?;

@@ -76,7 +76,6 @@ pub struct Rung {
 /// A collector that works.
 #[derive(Debug)]
 pub(crate) struct Collector {
-    kind: CollectorKind,
     /// None on the lowest rung.
     bpf: Option<Box<BpfCollector>>,
 }
@@ -99,7 +98,7 @@ impl Collector {
             let wanted = choice == CollectorChoice::Auto || choice == CollectorChoice::Only(kind);
             let (chosen, why) = match &opened {
                 _ if !wanted => (false, "another collector was asked for".to_owned()),
-                Some(better) => (false, format!("not needed: `{}` works", better.kind.name())),
+                Some(better) => (false, format!("not needed: `{}` works", better.kind().name())),
                 None => match Collector::try_open(kind, proc) {
                     Ok(collector) => {
                         opened = Some(collector);
@@ -118,16 +117,21 @@ impl Collector {
             CollectorKind::Proc => None,
             _ => Some(Box::new(BpfCollector::open(kind, proc)?)),
         };
-        Ok(Collector { kind, bpf })
+        Ok(Collector { bpf })
     }
 
+    /// The rung that it stands on now: it steps down by itself from `iter.s` to `iter`.
     pub(crate) fn kind(&self) -> CollectorKind {
-        self.kind
+        match &self.bpf {
+            Some(bpf) if bpf.reads_lines() => CollectorKind::IterSleepable,
+            Some(_) => CollectorKind::Iter,
+            None => CollectorKind::Proc,
+        }
     }
 
     /// Whether a scan of numbers is so cheap that it may run while nobody asks.
     pub(crate) fn is_cheap(&self) -> bool {
-        self.kind != CollectorKind::Proc
+        self.bpf.is_some()
     }
 
     /// Reads the whole table with at least `parts`, but for [`Parts::LATE`].

@@ -84,7 +84,7 @@ pub(super) fn kernel() -> Kernel {
     let device = |path: &str| fs::OpenOptions::new().read(true).write(true).open(path).map(drop);
     Kernel {
         ladder: match Engine::open(config) {
-            Ok(engine) => Ok(engine.rungs().to_vec()),
+            Ok(engine) => Ok(engine.rungs()),
             Err(error) => Err(crate::chain(&error)),
         },
         btf: Path::new("/sys/kernel/btf/vmlinux").exists(),
