@@ -102,6 +102,17 @@ fn proc_file(pid: i32, file: &str) -> Vec<u8> {
     std::fs::read(format!("/proc/{pid}/{file}")).unwrap()
 }
 
+/// STAT of a process with our own niceness: its state, then its flags.
+fn stat(state: &str, flags: &str) -> String {
+    let nice = rustix::process::getpriority_process(None).unwrap();
+    let nice = match nice.cmp(&0) {
+        std::cmp::Ordering::Less => "<",
+        std::cmp::Ordering::Equal => "",
+        std::cmp::Ordering::Greater => "N",
+    };
+    format!("{state}{nice}{flags}")
+}
+
 #[test]
 fn states_and_threads() {
     let (zombie, stopped, threaded) = (Zoo::zombie(), Zoo::stopped(), Zoo::threaded(7));
@@ -110,7 +121,7 @@ fn states_and_threads() {
         asked.shows(
             zombie.pid(),
             &json!({
-                "pid": zombie.pid(), "ppid": of_keeper(&zombie), "state": "Z", "stat": "Z",
+                "pid": zombie.pid(), "ppid": of_keeper(&zombie), "state": "Z", "stat": stat("Z", ""),
                 "comm": "kumo-zoo", "argv": [], "exe": null, "rss": 0, "threads": 1, "kernel": false,
             }),
         );
@@ -123,7 +134,7 @@ fn states_and_threads() {
                 "cmdline": "stopped",
             }),
         );
-        asked.shows(threaded.pid(), &json!({ "threads": 7, "state": "S", "stat": "Sl" }));
+        asked.shows(threaded.pid(), &json!({ "threads": 7, "state": "S", "stat": stat("S", "l") }));
         let zombies = asked.rows("pid,state", "state == 'Z'");
         assert!(zombies.iter().any(|row| row["pid"] == zombie.pid()), "{zombies:?}");
     });
