@@ -193,7 +193,13 @@ pub(crate) struct Malformed {
 
 /// Reads a whole stream.
 pub(crate) fn read(stream: &[u8], page_bytes: u64) -> Result<Records, Malformed> {
-    let mut records = Records { rss_exact: true, ..Records::default() };
+    // No fewer bytes than this make a process: rows are never moved while they are made.
+    let rows_max = stream.len() / size_of::<ProcessRecord>();
+    let mut records = Records {
+        rows: Vec::with_capacity(rows_max),
+        asides: Vec::with_capacity(rows_max),
+        rss_exact: true,
+    };
     let mut threads: Vec<(i32, Sums, MoreSums)> = Vec::new();
     let mut offset = 0;
     while offset < stream.len() {
