@@ -460,7 +460,10 @@ fn json_has_one_reading_a_line() {
         assert_eq!(reading["rows"][0]["pid"], animal.pid());
         assert_eq!(reading["rows"][0]["cmdline"], "json \u{1b} \u{fffd}");
         assert!(reading["tasks"]["processes"].as_u64() > Some(1), "{reading}");
-        assert!(reading["host_now"]["cpu_percent"]["busy"].is_number(), "{reading}");
+        // Null when the kernel has counted no time between two readings, as it may on a virtual
+        // machine that was kept from running.
+        let share = &reading["host_now"]["cpu_percent"];
+        assert!(share["busy"].is_number() || share.is_null(), "{reading}");
     }
     let generations = [0, 1].map(|index| readings[index]["generation"].as_u64());
     assert!(generations[0] < generations[1], "{generations:?}");

@@ -45,7 +45,7 @@ pub(super) fn run(
 ) -> Result<(), CommandError> {
     let started = Instant::now();
     fetcher.begin()?;
-    thread::sleep(CPU_TIME_MIN.min(state.delay));
+    thread::sleep(CPU_TIME_MIN);
     let mut reading = 0;
     loop {
         let began = Instant::now();

@@ -62,7 +62,13 @@ impl Fetcher {
         };
         let report = self.source.host().ok();
         let host = report.clone().map(|report| Host::new(report, self.earlier.as_ref()));
-        self.earlier = report.or(self.earlier.take());
+        let counted = host.as_ref().is_some_and(|host| host.cpu_total.is_some());
+        self.earlier = match (report, self.earlier.take()) {
+            // A virtual machine that was kept from running may have counted no time since: the next
+            // reading then compares with the same one as this.
+            (Some(now), Some(old)) if !counted && now.boot.boot_id == old.boot.boot_id => Some(old),
+            (now, old) => now.or(old),
+        };
         let request = request.clone();
         Ok(Snapshot { request, meta: table.meta, rows, tasks, host, watched_lives, extra, at })
     }
