@@ -4,9 +4,11 @@
 //! it is fetched is the business of `k2i`; how it is shown, of `kumo`.
 
 mod answer;
+pub mod cluster;
 pub mod filter;
 mod identity;
 pub mod limits;
+mod names;
 mod problem;
 pub mod proc;
 mod query;
@@ -16,6 +18,7 @@ mod value;
 pub use answer::{Meta, Row, Rows};
 pub use filter::{Filter, FilterError};
 pub use identity::{IdentityError, ProcessId, TICK_NS};
+pub use names::{ClusterName, DcName, HostId, HostName, NAME_BYTES_MAX, NameError};
 pub use problem::Problem;
 pub use query::{Aggregate, Query, QueryError, QueryText, Select, SortKey};
 pub use schema::{ColumnIndex, ColumnSpec, Kind, Schema, Unit};

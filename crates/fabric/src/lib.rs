@@ -1,0 +1,10 @@
+//! Hosts and data centres joined into one system.
+
+#![allow(dead_code)] // Its parts are built one after the other; goes with the last.
+
+pub mod clock;
+pub mod members;
+pub mod store {
+    //! The desired state of the cluster.
+    pub mod lww;
+}
