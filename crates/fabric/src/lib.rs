@@ -2,6 +2,7 @@
 
 #![allow(dead_code)] // Its parts are built one after the other; goes with the last.
 
+pub mod ask;
 pub mod clock;
 pub mod members;
 pub mod store {
