@@ -3,7 +3,9 @@
 //! What comes in are liveness tokens that appear and vanish; what goes out is the state of each host.
 //! A token that vanishes alone is a death. One that vanishes together with a gateway of its data
 //! centre gets a grace to come back through another, for a gateway's death kills nobody. If no gateway
-//! of the data centre is left, nothing can be known of its hosts: they are cut off, not dead.
+//! of the data centre is left, nothing can be known of its hosts: they are cut off, not dead. Whoever
+//! saw a gateway's connection be ended by its own kernel says so to all (an obituary): that gateway
+//! is dead, whatever else can be known.
 //!
 //! Times are milliseconds of a monotonic clock, passed in.
 
@@ -12,24 +14,29 @@ use std::collections::BTreeMap;
 use kumo_abi::cluster::{HostState, Role};
 use kumo_abi::{DcName, HostId};
 
-/// So long it may take until all tokens that vanish by one cause are seen to have vanished.
+/// So long it may take until all tokens that vanish by one cause are seen to have vanished, and until
+/// the obituary of a gateway is in.
 pub const SETTLE_MS: u64 = 25;
 
-/// So long a token that vanished with its gateway may take to return through another. They take about
-/// 15 ms; a busy host takes longer.
+/// So long a token that vanished with its killed gateway may take to return through another. They
+/// take about 15 ms; a busy host takes longer.
 pub const GRACE_MS: u64 = 300;
 
-/// Hosts that are gone for longer than this are forgotten.
+/// The same, when the gateway fell silent instead of being killed. Its hosts and the other gateways
+/// notice that each by its own lease, up to a lease apart.
+pub const SILENT_GRACE_MS: u64 = 1_000;
+
+/// Hosts that are gone for longer than this are forgotten; their cards are kept elsewhere.
 pub const FORGET_MS: u64 = 24 * 3600 * 1000;
 
-/// One host.
+/// What is known of a host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Member {
     /// What it is.
     pub role: Role,
     /// A number that grows with each start of its node.
     pub incarnation: u64,
-    /// What is known of it.
+    /// What is known of it. A host whose token vanished is alive until the verdict.
     pub state: HostState,
     /// Since when, milliseconds of the clock that is passed in.
     pub since_ms: u64,
@@ -37,6 +44,15 @@ pub struct Member {
     vanished_ms: Option<u64>,
     /// It said good-bye, and its token will vanish.
     leaving: bool,
+    /// Its kernel ended its connections: where its token is gone too, it is dead.
+    ended: bool,
+}
+
+impl Member {
+    /// Whether its token is there.
+    pub fn is_present(&self) -> bool {
+        self.state == HostState::Alive && self.vanished_ms.is_none()
+    }
 }
 
 /// What happened to a token.
@@ -65,6 +81,13 @@ pub enum Seen {
         /// Which start of its node.
         incarnation: u64,
     },
+    /// A gateway's kernel ended its connection to another, or refuses new ones.
+    Ended {
+        /// Whose connection it was.
+        host: HostId,
+        /// Of which start of its node.
+        incarnation: u64,
+    },
 }
 
 /// A host's state has changed.
@@ -72,6 +95,8 @@ pub enum Seen {
 pub struct Change {
     /// Which host.
     pub host: HostId,
+    /// What it is.
+    pub role: Role,
     /// What is known now.
     pub state: HostState,
 }
@@ -93,14 +118,16 @@ impl Members {
         self.hosts.get(host)
     }
 
-    /// The gateways of a data centre that are alive.
+    /// The gateways of a data centre whose tokens are there.
     pub fn gateways<'a>(&'a self, dc: &'a DcName) -> impl Iterator<Item = &'a HostId> {
-        let alive = |member: &Member| {
-            member.role == Role::Gateway
-                && member.state == HostState::Alive
-                && member.vanished_ms.is_none()
-        };
-        self.hosts.iter().filter(move |(id, m)| id.dc == *dc && alive(m)).map(|(id, _)| id)
+        self.gateway_members(dc).filter(|(_, member)| member.is_present()).map(|(id, _)| id)
+    }
+
+    fn gateway_members<'a>(
+        &'a self,
+        dc: &'a DcName,
+    ) -> impl Iterator<Item = (&'a HostId, &'a Member)> {
+        self.hosts.iter().filter(move |(id, m)| id.dc == *dc && m.role == Role::Gateway)
     }
 
     /// Takes in what happened to a token at `now_ms`.
@@ -108,26 +135,41 @@ impl Members {
         match seen {
             Seen::Up { host, role, incarnation } => self.up(host, role, incarnation, now_ms),
             Seen::Down { host, incarnation } => {
-                let member = self.hosts.get_mut(&host).filter(|m| m.incarnation == incarnation);
-                let Some(member) = member.filter(|m| m.state == HostState::Alive) else {
-                    return Vec::new(); // Of an earlier start, or known to be gone.
-                };
-                if member.leaving {
-                    (member.state, member.since_ms) = (HostState::Left, now_ms);
-                    return vec![Change { host, state: HostState::Left }];
+                let Some(member) = self.of_start(&host, incarnation) else { return Vec::new() };
+                if member.state != HostState::Alive {
+                    return Vec::new(); // Known to be gone.
                 }
                 member.vanished_ms.get_or_insert(now_ms);
-                Vec::new()
+                if member.leaving { self.settle(host, HostState::Left, now_ms) } else { Vec::new() }
             }
             Seen::Bye { host, incarnation } => {
-                if let Some(member) = self.hosts.get_mut(&host)
-                    && member.incarnation == incarnation
-                {
-                    member.leaving = true;
+                let Some(member) = self.of_start(&host, incarnation) else { return Vec::new() };
+                member.leaving = true;
+                if member.is_present() || member.state == HostState::Left {
+                    return Vec::new();
+                }
+                self.settle(host, HostState::Left, now_ms)
+            }
+            Seen::Ended { host, incarnation } => {
+                let Some(member) = self.of_start(&host, incarnation) else { return Vec::new() };
+                member.ended = true;
+                // It overrules that nothing can be known of its data centre.
+                if member.state == HostState::CutOff {
+                    return self.settle(host, HostState::Dead, now_ms);
                 }
                 Vec::new()
             }
         }
+    }
+
+    fn of_start(&mut self, host: &HostId, incarnation: u64) -> Option<&mut Member> {
+        self.hosts.get_mut(host).filter(|member| member.incarnation == incarnation)
+    }
+
+    fn settle(&mut self, host: HostId, state: HostState, now_ms: u64) -> Vec<Change> {
+        let Some(member) = self.hosts.get_mut(&host) else { return Vec::new() };
+        (member.state, member.since_ms, member.vanished_ms) = (state, now_ms, None);
+        vec![Change { host, role: member.role, state }]
     }
 
     fn up(&mut self, host: HostId, role: Role, incarnation: u64, now_ms: u64) -> Vec<Change> {
@@ -138,10 +180,12 @@ impl Members {
             since_ms: now_ms,
             vanished_ms: None,
             leaving: false,
+            ended: false,
         };
+        let change = |host| vec![Change { host, role, state: HostState::Alive }];
         let Some(member) = self.hosts.get_mut(&host) else {
             self.hosts.insert(host.clone(), fresh);
-            return vec![Change { host, state: HostState::Alive }];
+            return change(host);
         };
         if incarnation < member.incarnation {
             return Vec::new(); // Late news of an earlier start.
@@ -150,24 +194,17 @@ impl Members {
         let since_ms = if was_alive { member.since_ms } else { now_ms };
         let leaving = member.leaving && was_alive;
         *member = Member { since_ms, leaving, ..fresh };
-        if was_alive { Vec::new() } else { vec![Change { host, state: HostState::Alive }] }
+        if was_alive { Vec::new() } else { change(host) }
     }
 
     /// Decides what can be decided at `now_ms`.
     pub fn decide(&mut self, now_ms: u64) -> Vec<Change> {
+        let due = |(_, (_, at_ms)): &(HostId, (HostState, u64))| *at_ms <= now_ms;
+        let verdicts: Vec<_> = self.verdicts().filter(due).collect();
         let mut changes = Vec::new();
-        for host in self.open() {
-            let (verdict, at_ms) = self.verdict(&host);
-            if at_ms > now_ms {
-                continue;
-            }
-            if let Some(member) = self.hosts.get_mut(&host) {
-                (member.state, member.since_ms) = (verdict, now_ms);
-                member.vanished_ms = None;
-                changes.push(Change { host, state: verdict });
-            }
+        for (host, (state, _)) in verdicts {
+            changes.extend(self.settle(host, state, now_ms));
         }
-        changes.extend(self.gateways_back(now_ms));
         self.hosts.retain(|_, member| {
             member.state == HostState::Alive || member.since_ms.saturating_add(FORGET_MS) > now_ms
         });
@@ -176,51 +213,50 @@ impl Members {
 
     /// When [`Members::decide`] should be called next, if nothing happens before.
     pub fn next_ms(&self) -> Option<u64> {
-        self.open().iter().map(|host| self.verdict(host).1).min()
+        self.verdicts().map(|(_, (_, at_ms))| at_ms).min()
     }
 
-    fn open(&self) -> Vec<HostId> {
-        let open = self.hosts.iter().filter(|(_, member)| member.vanished_ms.is_some());
-        open.map(|(host, _)| host.clone()).collect()
+    /// What will be said of whom, and from when on.
+    fn verdicts(&self) -> impl Iterator<Item = (HostId, (HostState, u64))> {
+        self.hosts.iter().filter_map(|(host, member)| {
+            let verdict = match member.vanished_ms {
+                Some(vanished_ms) => self.vanished(host, member, vanished_ms),
+                None if member.state == HostState::CutOff => self.returned(host)?,
+                None => return None,
+            };
+            Some((host.clone(), verdict))
+        })
     }
 
-    /// What a host whose token vanished is, and from when that can be said.
-    fn verdict(&self, host: &HostId) -> (HostState, u64) {
-        let vanished_ms = self.hosts.get(host).and_then(|m| m.vanished_ms).unwrap_or(0);
-        let gateways =
-            || self.hosts.iter().filter(|(id, m)| id.dc == host.dc && m.role == Role::Gateway);
-        let one_left =
-            gateways().any(|(_, m)| m.state == HostState::Alive && m.vanished_ms.is_none());
-        if !one_left {
+    /// Of a host whose token vanished.
+    fn vanished(&self, host: &HostId, member: &Member, vanished_ms: u64) -> (HostState, u64) {
+        if member.ended {
+            return (HostState::Dead, vanished_ms + SETTLE_MS);
+        }
+        if self.gateways(&host.dc).next().is_none() {
             return (HostState::CutOff, vanished_ms + GRACE_MS);
         }
-        let near = |at_ms: u64| at_ms.abs_diff(vanished_ms) <= GRACE_MS;
-        let with_gateway = gateways().filter(|(id, _)| *id != host).any(|(_, m)| {
-            m.vanished_ms.is_some_and(near) || (m.state == HostState::Dead && near(m.since_ms))
-        });
-        let wait_ms = if with_gateway { GRACE_MS } else { SETTLE_MS };
-        (HostState::Dead, vanished_ms + wait_ms)
+        // Long ago and long after are other causes; what is near may be the same.
+        let near = |at_ms: u64| at_ms.abs_diff(vanished_ms) <= SILENT_GRACE_MS;
+        let gone = |m: &&Member| match m.vanished_ms {
+            Some(at_ms) => near(at_ms),
+            None => m.state == HostState::Dead && near(m.since_ms),
+        };
+        let others = self.gateway_members(&host.dc).filter(|(id, _)| *id != host);
+        let wait_ms = others
+            .map(|(_, gateway)| gateway)
+            .filter(gone)
+            .map(|gateway| if gateway.ended { GRACE_MS } else { SILENT_GRACE_MS })
+            .max();
+        (HostState::Dead, vanished_ms + wait_ms.unwrap_or(SETTLE_MS))
     }
 
-    /// Hosts of a data centre that can be reached again and that did not come back with it: they were
-    /// cut off, and now they are dead.
-    fn gateways_back(&mut self, now_ms: u64) -> Vec<Change> {
-        let back = |member: &Member| {
-            member.role == Role::Gateway
-                && member.state == HostState::Alive
-                && member.vanished_ms.is_none()
-                && member.since_ms.saturating_add(GRACE_MS) <= now_ms
-        };
-        let reachable: Vec<DcName> =
-            self.hosts.iter().filter(|(_, m)| back(m)).map(|(id, _)| id.dc.clone()).collect();
-        let mut changes = Vec::new();
-        for (host, member) in &mut self.hosts {
-            if member.state == HostState::CutOff && reachable.contains(&host.dc) {
-                (member.state, member.since_ms) = (HostState::Dead, now_ms);
-                changes.push(Change { host: host.clone(), state: HostState::Dead });
-            }
-        }
-        changes
+    /// Of a host that was cut off and whose data centre can be reached again: it has time to show
+    /// itself, and is dead then.
+    fn returned(&self, host: &HostId) -> Option<(HostState, u64)> {
+        let back =
+            self.gateways(&host.dc).filter_map(|id| Some(self.hosts.get(id)?.since_ms)).min()?;
+        Some((HostState::Dead, back + SILENT_GRACE_MS))
     }
 }
 
@@ -276,18 +312,25 @@ mod tests {
 
     #[test]
     fn a_gateways_death_kills_nobody_else() {
-        for order in [["tokyo/gw-1", "tokyo/a", "tokyo/b"], ["tokyo/a", "tokyo/gw-1", "tokyo/b"]] {
+        let ended = Seen::Ended { host: host("tokyo/gw-1"), incarnation: 1 };
+        let orders = [["tokyo/gw-1", "tokyo/a", "tokyo/b"], ["tokyo/a", "tokyo/b", "tokyo/gw-1"]];
+        for (order, obituary) in orders.iter().flat_map(|order| [(order, true), (order, false)]) {
             let mut members = cluster();
             for (late, name) in order.iter().enumerate() {
                 members.see(down(name), 1_000 + late as u64);
+            }
+            if obituary {
+                members.see(ended.clone(), 1_004);
             }
             let early = run(&mut members, 1_100);
             assert_eq!(early.len(), 1, "{early:?}");
             assert_eq!(state(&members, "tokyo/gw-1"), HostState::Dead);
             // One returns through the other gateway; the other died in the same moment.
-            members.see(up("tokyo/a"), 1_015);
-            let late = run(&mut members, 1_500);
+            members.see(up("tokyo/a"), 1_115);
+            let late = run(&mut members, 5_000);
             assert_eq!(late.iter().map(|c| c.1.as_str()).collect::<Vec<_>>(), ["tokyo/b"]);
+            let grace_ms = if obituary { GRACE_MS } else { SILENT_GRACE_MS };
+            assert!(late[0].0 <= 1_002 + grace_ms && late[0].0 >= 1_000 + grace_ms, "{late:?}");
             assert_eq!(state(&members, "tokyo/a"), HostState::Alive);
         }
     }
@@ -298,16 +341,37 @@ mod tests {
         members.see(down("osaka/gw-1"), 1_000);
         members.see(down("osaka/a"), 1_000);
         let changes = run(&mut members, 5_000);
-        assert!(
-            changes.iter().all(|(at, _, s)| (*at, *s) == (1_000 + GRACE_MS, HostState::CutOff))
-        );
+        let cut_off = |(at, _, state): &(u64, String, HostState)| {
+            (*at, *state) == (1_000 + GRACE_MS, HostState::CutOff)
+        };
+        assert!(changes.iter().all(cut_off), "{changes:?}");
         assert_eq!(changes.len(), 2);
         // The link heals; one host died behind it.
         assert_eq!(members.see(up("osaka/gw-1"), 9_000).len(), 1);
         assert!(members.decide(9_100).is_empty(), "its hosts get time to show");
-        let dead = members.decide(9_000 + GRACE_MS);
-        assert_eq!(dead, [Change { host: host("osaka/a"), state: HostState::Dead }]);
-        assert_eq!(members.see(up("osaka/a"), 9_900).len(), 1);
+        let dead = run(&mut members, 20_000);
+        let at_ms = 9_000 + SILENT_GRACE_MS;
+        assert_eq!(dead, [(at_ms, "osaka/a".to_owned(), HostState::Dead)]);
+        assert_eq!(members.see(up("osaka/a"), 20_900).len(), 1);
+    }
+
+    #[test]
+    fn an_only_gateway_that_was_killed_is_dead_and_its_hosts_are_cut_off() {
+        let ended = Seen::Ended { host: host("osaka/gw-1"), incarnation: 1 };
+        for late_ms in [5, 2_000] {
+            let mut members = cluster();
+            members.see(down("osaka/gw-1"), 1_000);
+            members.see(down("osaka/a"), 1_000);
+            run(&mut members, 1_000 + late_ms);
+            members.see(ended.clone(), 1_000 + late_ms);
+            run(&mut members, 5_000);
+            assert_eq!(state(&members, "osaka/gw-1"), HostState::Dead);
+            assert_eq!(state(&members, "osaka/a"), HostState::CutOff);
+        }
+        // Said of a gateway that is there, it means an old connection.
+        let mut members = cluster();
+        members.see(ended, 1_000);
+        assert_eq!((state(&members, "osaka/gw-1"), members.next_ms()), (HostState::Alive, None));
     }
 
     #[test]
@@ -326,7 +390,8 @@ mod tests {
         let mut members = cluster();
         members.see(Seen::Bye { host: host("tokyo/a"), incarnation: 1 }, 1_000);
         let changes = members.see(down("tokyo/a"), 1_001);
-        assert_eq!(changes, [Change { host: host("tokyo/a"), state: HostState::Left }]);
+        let left = Change { host: host("tokyo/a"), role: Role::Member, state: HostState::Left };
+        assert_eq!(changes, [left]);
         assert!(members.decide(1_001 + FORGET_MS).is_empty());
         assert!(members.find(&host("tokyo/a")).is_none(), "and is forgotten in time");
     }
