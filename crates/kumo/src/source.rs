@@ -8,13 +8,13 @@ use std::fmt;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::str::FromStr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use http_body_util::{BodyExt as _, Empty};
+use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{ACCEPT, HOST};
+use hyper::header::{ACCEPT, CONTENT_TYPE, HOST};
 use hyper::http::uri::Authority;
-use hyper::{Request, Response, StatusCode};
+use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
 use k2i::host::{HostError, HostReport};
 use k2i::{
@@ -22,9 +22,11 @@ use k2i::{
 };
 use kumo_abi::proc::{COLUMNS_DEFAULT, PROC};
 use kumo_abi::{Problem, Query, QueryError, QueryText, Row, Rows};
+use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::runtime::{Builder, Runtime};
+use tokio::task::{JoinSet, LocalSet};
 use tokio::time::timeout;
 
 /// A node on this host answers at once, one across the world within a few round trips.
@@ -39,6 +41,13 @@ const ANSWER_BYTES_MAX: usize = 1 << 30;
 
 /// Largest error document that is read.
 const PROBLEM_BYTES_MAX: usize = 64 * 1024;
+
+/// How long nothing comes before a [`Sink`] is told so: a person sees ten steps a second as motion.
+pub const IDLE_TIME: Duration = Duration::from_millis(100);
+
+/// Requests that are on their way to a node at once: enough to hide the way to far data centres, and
+/// fewer than a node serves.
+const ASKED_AT_ONCE_MAX: usize = 16;
 
 /// A node's address.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -128,8 +137,14 @@ pub enum SourceError {
         source: hyper::Error,
     },
     /// It said what is wrong.
-    #[error("{0}")]
-    Refused(String, u16),
+    #[error("{}", .0.detail)]
+    Refused(Problem),
+    /// What was asked is known to nodes alone, and none runs here.
+    #[error(
+        "no node runs on this host ({0}), and only one knows of other hosts; start it with `kumo up`, \
+         or name one with --node or --run-dir"
+    )]
+    NoNode(String),
     /// Whatever listens there, it is no node of ours.
     #[error("what answers at `{node}` is no Kumonosu node (or one of another version): {what}")]
     Foreign {
@@ -172,24 +187,44 @@ fn without_it(node: &NodeAddress) -> &'static str {
 impl SourceError {
     /// Whether the question was wrong, rather than the source.
     pub fn is_usage(&self) -> bool {
-        matches!(self, SourceError::Query(_) | SourceError::Refused(_, 400))
+        match self {
+            SourceError::Query(_) => true,
+            SourceError::Refused(problem) => problem.status == 400,
+            _ => false,
+        }
     }
+}
+
+/// Which node to ask, as the command line says it.
+#[derive(Clone, Debug, Default, clap::Args)]
+#[command(next_help_heading = "Where answers come from")]
+pub struct NodeArgs {
+    /// Ask this node and nothing else: unix:PATH or http://HOST:PORT. Without it: the node of this
+    /// host
+    #[arg(long, value_name = "ADDRESS")]
+    pub node: Option<NodeAddress>,
+    /// Ask the node that was started with this run directory and nothing else
+    #[arg(long, value_name = "DIR", conflicts_with = "node")]
+    pub run_dir: Option<PathBuf>,
 }
 
 /// Where to look for answers, as the command line says it.
 #[derive(Clone, Debug, Default, clap::Args)]
 #[command(next_help_heading = "Where answers come from")]
 pub struct SourceArgs {
-    /// Ask this node and nothing else: unix:PATH or http://HOST:PORT. Without it: the node of this
-    /// host if one runs, else this host directly
-    #[arg(long, value_name = "ADDRESS")]
-    pub node: Option<NodeAddress>,
-    /// Ask the node that was started with this run directory and nothing else
-    #[arg(long, value_name = "DIR", conflicts_with = "node")]
-    pub run_dir: Option<PathBuf>,
-    /// Read this host directly with this collector: auto, iter.s, iter or proc
+    /// Which node.
+    #[command(flatten)]
+    pub at: NodeArgs,
+    /// Read this host directly with this collector, as without a node: auto, iter.s, iter or proc
     #[arg(long, value_name = "NAME", conflicts_with_all = ["node", "run_dir"])]
     pub collector: Option<CollectorChoice>,
+}
+
+impl NodeArgs {
+    fn named(&self) -> Option<NodeAddress> {
+        let of_dir = |dir: &PathBuf| NodeAddress::Unix(kumo_node::socket_path(dir));
+        self.node.clone().or_else(|| self.run_dir.as_ref().map(of_dir))
+    }
 }
 
 /// How often an answer is wanted, which decides how this host is read where no node runs.
@@ -259,29 +294,42 @@ impl Source {
         if let Some(choice) = options.collector {
             return Ok((Source::direct(choice)?, "reading this host directly".to_owned()));
         }
-        let named = match (&options.node, &options.run_dir) {
-            (Some(node), _) => Some(node.clone()),
-            (None, Some(dir)) => Some(NodeAddress::Unix(kumo_node::socket_path(dir))),
-            (None, None) => None,
-        };
-        if let Some(address) = named {
+        match Source::find_node(&options.at)? {
+            Ok(found) => Ok(found),
+            Err(passed_over) => {
+                let said = format!("no node ({passed_over}); reading this host directly");
+                Ok((Source::direct(reading.collector())?, said))
+            }
+        }
+    }
+
+    /// The node that was named, else the one of this host; what only nodes know is asked of it.
+    ///
+    /// # Errors
+    /// None was named and none runs here, or the system has no resources left.
+    pub fn open_node(options: &NodeArgs) -> Result<(Source, String), SourceError> {
+        Source::find_node(options)?.map_err(SourceError::NoNode)
+    }
+
+    /// The node that was named or that runs here; else where it was looked for.
+    fn find_node(options: &NodeArgs) -> Result<Result<(Source, String), String>, SourceError> {
+        if let Some(address) = options.named() {
             let said = format!("asking the node at {address}");
-            return Ok((Source::node(address, Trust::Named)?, said));
+            return Ok(Ok((Source::node(address, Trust::Named)?, said)));
         }
         let mut passed_over = Vec::new();
         for path in usual_sockets() {
             let address = NodeAddress::Unix(path);
             let source = Source::node(address.clone(), Trust::Found)?;
             match source.reach() {
-                Ok(()) => return Ok((source, format!("asking the node at {address}"))),
+                Ok(()) => return Ok(Ok((source, format!("asking the node at {address}")))),
                 Err(SourceError::Unreachable { source, .. }) => {
                     passed_over.push(format!("{address}: {source}"));
                 }
                 Err(error) => return Err(error),
             }
         }
-        let said = format!("no node ({}); reading this host directly", passed_over.join(", "));
-        Ok((Source::direct(reading.collector())?, said))
+        Ok(Err(passed_over.join(", ")))
     }
 
     /// This host, read in this process.
@@ -301,6 +349,17 @@ impl Source {
     pub fn node(address: NodeAddress, trust: Trust) -> Result<Source, SourceError> {
         let runtime = Builder::new_current_thread().enable_io().enable_time().build();
         Ok(Source::Node { address, trust, runtime: runtime.map_err(SourceError::Runtime)? })
+    }
+
+    /// Another way to the same node, for another thread; nothing where this host is read directly.
+    ///
+    /// # Errors
+    /// The system has no resources left.
+    pub fn another(&self) -> Result<Option<Source>, SourceError> {
+        match self {
+            Source::Node { address, trust, .. } => Ok(Some(Source::node(address.clone(), *trust)?)),
+            Source::Direct(_) => Ok(None),
+        }
     }
 
     /// Whether the processes it tells of are those of this host, so that they can be signalled.
@@ -376,7 +435,8 @@ impl Source {
                     Format::Json => "application/json",
                     Format::NdJson => "application/x-ndjson",
                 };
-                self.fetch(&proc_path(text, age_max), accept, out)
+                let path = format!("/v2/proc?{}", proc_parameters(text, age_max));
+                self.fetch(&Ask { accept, ..Ask::get(path) }, &mut { out })
             }
             Source::Direct(engine) => {
                 let query = Query::parse(text, &PROC, COLUMNS_DEFAULT)?;
@@ -401,13 +461,68 @@ impl Source {
     /// See [`SourceError`].
     pub fn host(&self) -> Result<HostReport, SourceError> {
         match self {
-            Source::Node { .. } => {
-                let mut answer = Bounded { bytes: Vec::new() };
-                self.fetch("/v2/host", "application/json", &mut answer)?;
-                serde_json::from_slice(&answer.bytes).map_err(|error| self.unreadable(error))
-            }
+            Source::Node { .. } => self.json(&Ask::get("/v2/host".to_owned())),
             Source::Direct(engine) => Ok(HostReport::read(engine)?),
         }
+    }
+
+    /// The answer of a node to `ask`, read as JSON.
+    ///
+    /// # Errors
+    /// See [`SourceError`].
+    pub fn json<T: DeserializeOwned>(&self, ask: &Ask) -> Result<T, SourceError> {
+        let mut answer = Bounded { bytes: Vec::new() };
+        self.fetch(ask, &mut answer)?;
+        serde_json::from_slice(&answer.bytes).map_err(|error| self.unreadable(error))
+    }
+
+    /// Gives the answer of a node to `ask` to `sink` as it comes.
+    ///
+    /// # Errors
+    /// See [`SourceError`]. A part may have been given.
+    pub fn fetch(&self, ask: &Ask, sink: &mut dyn Sink) -> Result<(), SourceError> {
+        match self {
+            Source::Node { address, trust, runtime } => {
+                runtime.block_on(fetch(address, *trust, ask, sink))
+            }
+            Source::Direct(_) => Err(SourceError::NoNode("it is read directly".to_owned())),
+        }
+    }
+
+    /// Asks a node many things, some at once, and says of each what became of it as soon as that is
+    /// known, by its index.
+    pub fn each(&self, asks: Vec<Ask>, mut done: impl FnMut(usize, Result<Vec<u8>, SourceError>)) {
+        let Source::Node { address, trust, runtime } = self else {
+            for index in 0..asks.len() {
+                done(index, Err(SourceError::NoNode("it is read directly".to_owned())));
+            }
+            return;
+        };
+        let (node, trust) = (address.clone(), *trust);
+        LocalSet::new().block_on(runtime, async {
+            let mut asks = asks.into_iter().enumerate();
+            let mut running = JoinSet::new();
+            loop {
+                while running.len() < ASKED_AT_ONCE_MAX {
+                    let Some((index, ask)) = asks.next() else { break };
+                    let node = node.clone();
+                    running.spawn_local(async move {
+                        let mut answer = Bounded { bytes: Vec::new() };
+                        let result = fetch(&node, trust, &ask, &mut answer).await;
+                        (index, result.map(|()| answer.bytes))
+                    });
+                }
+                match running.join_next().await {
+                    None => return,
+                    Some(Ok((index, result))) => done(index, result),
+                    Some(Err(error)) => {
+                        if error.is_panic() {
+                            std::panic::resume_unwind(error.into_panic());
+                        }
+                    }
+                }
+            }
+        });
     }
 
     /// Connects and hangs up.
@@ -417,16 +532,6 @@ impl Source {
                 runtime.block_on(connect(address, *trust)).map(drop)
             }
             Source::Direct(_) => Ok(()),
-        }
-    }
-
-    /// Writes the body of the answer to a GET of `path`.
-    fn fetch(&self, path: &str, accept: &str, out: &mut dyn Write) -> Result<(), SourceError> {
-        match self {
-            Source::Node { address, trust, runtime } => {
-                runtime.block_on(fetch(address, *trust, path, accept, out))
-            }
-            Source::Direct(_) => unreachable!("there is nothing to fetch from this host"),
         }
     }
 
@@ -451,10 +556,10 @@ fn usual_sockets() -> Vec<PathBuf> {
     dirs.iter().map(|dir| kumo_node::socket_path(dir)).collect()
 }
 
-/// The path and query of a question. Most answers are to be of now: a scan takes milliseconds, and
+/// The parameters of a question. Most answers are to be of now: a scan takes milliseconds, and
 /// whoever started something wants to see it.
-fn proc_path(text: &QueryText, age_max: Duration) -> String {
-    let mut path = format!("/v2/proc?max_age_ms={}", age_max.as_millis());
+pub fn proc_parameters(text: &QueryText, age_max: Duration) -> String {
+    let mut parameters = format!("max_age_ms={}", age_max.as_millis());
     let parts = [
         ("columns", &text.columns),
         ("filter", &text.filter),
@@ -463,13 +568,21 @@ fn proc_path(text: &QueryText, age_max: Duration) -> String {
         ("group", &text.group),
     ];
     for (name, value) in parts {
-        let Some(value) = value else { continue };
-        path.push('&');
-        path.push_str(name);
-        path.push('=');
-        push_escaped(&mut path, value);
+        if let Some(value) = value {
+            push_parameter(&mut parameters, name, value);
+        }
     }
-    path
+    parameters
+}
+
+/// Adds a parameter to others.
+pub fn push_parameter(parameters: &mut String, name: &str, value: &str) {
+    if !parameters.is_empty() {
+        parameters.push('&');
+    }
+    parameters.push_str(name);
+    parameters.push('=');
+    push_escaped(parameters, value);
 }
 
 fn push_escaped(path: &mut String, value: &str) {
@@ -505,6 +618,65 @@ impl Write for Bounded {
     }
 }
 
+/// What a node is asked.
+#[derive(Clone, Debug)]
+pub struct Ask {
+    /// How.
+    pub method: Method,
+    /// Path and parameters.
+    pub path: String,
+    /// The form of the answer.
+    pub accept: &'static str,
+    /// A document in JSON that goes with it.
+    pub body: Vec<u8>,
+    /// The node is given up when it says nothing for so long; never without.
+    pub silence_max: Option<Duration>,
+}
+
+impl Ask {
+    /// A question that changes nothing.
+    pub fn get(path: String) -> Ask {
+        let silence_max = Some(SILENCE_TIME_MAX);
+        Ask { method: Method::GET, path, accept: "application/json", body: Vec::new(), silence_max }
+    }
+
+    /// A request that changes something, with `document` as its body.
+    pub fn post(path: String, document: &serde_json::Value) -> Ask {
+        let body = document.to_string().into_bytes();
+        Ask { method: Method::POST, body, ..Ask::get(path) }
+    }
+
+    /// The same of a node that may itself wait so long for others.
+    #[must_use]
+    pub fn that_waits(self, wait: Duration) -> Ask {
+        Ask { silence_max: Some(wait + SILENCE_TIME_MAX), ..self }
+    }
+}
+
+/// Takes an answer as it comes.
+pub trait Sink {
+    /// The next piece.
+    ///
+    /// # Errors
+    /// It cannot be taken; the rest is not asked for.
+    fn take(&mut self, piece: &[u8]) -> io::Result<()>;
+
+    /// Nothing has come since the last piece, or since the question, for `waited`. Called about every
+    /// [`IDLE_TIME`].
+    ///
+    /// # Errors
+    /// As [`Sink::take`].
+    fn idle(&mut self, _waited: Duration) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<W: Write> Sink for W {
+    fn take(&mut self, piece: &[u8]) -> io::Result<()> {
+        self.write_all(piece)
+    }
+}
+
 trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 
@@ -529,9 +701,8 @@ async fn connect(node: &NodeAddress, trust: Trust) -> Result<Box<dyn Stream>, So
 async fn fetch(
     node: &NodeAddress,
     trust: Trust,
-    path: &str,
-    accept: &str,
-    out: &mut dyn Write,
+    ask: &Ask,
+    sink: &mut dyn Sink,
 ) -> Result<(), SourceError> {
     let broken = |source| SourceError::Broken { node: node.clone(), source };
     let silent = |_| SourceError::Silent { node: node.clone(), after: SILENCE_TIME_MAX };
@@ -544,22 +715,47 @@ async fn fetch(
         NodeAddress::Unix(_) => "localhost",
         NodeAddress::Http(authority) => authority,
     };
-    let request = Request::get(path).header(HOST, host).header(ACCEPT, accept);
-    let request = request.body(Empty::<Bytes>::new()).map_err(|error| SourceError::Foreign {
+    let mut request = Request::builder().method(&ask.method).uri(&ask.path);
+    request = request.header(HOST, host).header(ACCEPT, ask.accept);
+    if !ask.body.is_empty() {
+        request = request.header(CONTENT_TYPE, "application/json");
+    }
+    let body = Full::new(Bytes::from(ask.body.clone()));
+    let request = request.body(body).map_err(|error| SourceError::Foreign {
         node: node.clone(),
-        what: format!("it cannot be asked for {path}: {error}"),
+        what: format!("it cannot be asked for {}: {error}", ask.path),
     })?;
-    let sending = timeout(SILENCE_TIME_MAX, sender.send_request(request)).await;
-    let mut response = sending.map_err(silent)?.map_err(broken)?;
-    if response.status() != StatusCode::OK {
+    let mut sending = std::pin::pin!(sender.send_request(request));
+    let mut response = patiently(node, ask, sink, sending.as_mut()).await?.map_err(broken)?;
+    if !response.status().is_success() {
         return Err(refusal(node, response).await);
     }
     loop {
-        let frame = timeout(SILENCE_TIME_MAX, response.body_mut().frame()).await;
-        let Some(frame) = frame.map_err(silent)? else { return Ok(()) };
+        let frame = patiently(node, ask, sink, std::pin::pin!(response.body_mut().frame())).await?;
+        let Some(frame) = frame else { return Ok(()) };
         if let Some(piece) = frame.map_err(broken)?.data_ref() {
-            out.write_all(piece).map_err(SourceError::Output)?;
+            sink.take(piece).map_err(SourceError::Output)?;
         }
+    }
+}
+
+/// Waits for `what` as long as the question allows, and tells `sink` while nothing comes.
+async fn patiently<T>(
+    node: &NodeAddress,
+    ask: &Ask,
+    sink: &mut dyn Sink,
+    mut what: std::pin::Pin<&mut impl Future<Output = T>>,
+) -> Result<T, SourceError> {
+    let began = Instant::now();
+    loop {
+        if let Ok(done) = timeout(IDLE_TIME, what.as_mut()).await {
+            return Ok(done);
+        }
+        let waited = began.elapsed();
+        if let Some(after) = ask.silence_max.filter(|max| waited >= *max) {
+            return Err(SourceError::Silent { node: node.clone(), after });
+        }
+        sink.idle(waited).map_err(SourceError::Output)?;
     }
 }
 
@@ -573,7 +769,7 @@ async fn refusal(node: &NodeAddress, mut response: Response<Incoming>) -> Source
         }
     }
     match serde_json::from_slice::<Problem>(&body) {
-        Ok(problem) => SourceError::Refused(problem.detail, problem.status),
+        Ok(problem) => SourceError::Refused(problem),
         Err(_) => SourceError::Foreign {
             node: node.clone(),
             what: format!("it answers with status {}", response.status()),
@@ -630,8 +826,8 @@ mod tests {
             limit: Some("3".to_owned()),
             group: None,
         };
-        let want = "/v2/proc?max_age_ms=0&columns=%2Bexe,sum%28rss%29\
+        let want = "max_age_ms=0&columns=%2Bexe,sum%28rss%29\
                     &filter=cpu%20%3E%205.0%20%26%26%20user%20%3D%3D%20%22%C3%A9%22&limit=3";
-        assert_eq!(proc_path(&text, Duration::ZERO), want);
+        assert_eq!(proc_parameters(&text, Duration::ZERO), want);
     }
 }
