@@ -7,6 +7,8 @@ mod local_time;
 pub mod memory;
 mod pidfd;
 pub mod probe;
+mod tcp_info;
 
 pub use local_time::LocalTime;
 pub use pidfd::{Ended, PidFd};
+pub use tcp_info::tcp_rtt_us;
