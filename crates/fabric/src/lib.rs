@@ -5,7 +5,5 @@
 pub mod ask;
 pub mod clock;
 pub mod members;
-pub mod store {
-    //! The desired state of the cluster.
-    pub mod lww;
-}
+pub mod pki;
+pub mod store;
