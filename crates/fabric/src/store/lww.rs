@@ -20,6 +20,10 @@ pub const VALUE_BYTES_MAX: usize = 64 * 1024;
 /// Longest key.
 pub const KEY_BYTES_MAX: usize = 256;
 
+/// What an entry takes beside its key and its value: a stamp with the names of its writer, and the
+/// memory that holds it together.
+const ENTRY_BYTES: usize = 200;
+
 /// In so many parts a digest is made: a difference costs the exchange of one part.
 pub const BUCKETS: usize = 64;
 
@@ -32,14 +36,32 @@ pub struct Entry {
     pub stamp: Stamp,
 }
 
-/// One digest a bucket; equal digests mean equal entries.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// One digest a bucket; equal digests mean equal entries. The default differs from every map's in
+/// every bucket: who sends it asks for everything.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Digest(Vec<u64>);
 
+impl Digest {
+    /// All of it in one number.
+    pub fn root(&self) -> u64 {
+        let mix = |root, bucket: &u64| hash(root, &bucket.to_le_bytes());
+        self.0.iter().fold(0, mix)
+    }
+}
+
 /// A copy of the desired state.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Map {
     entries: BTreeMap<String, Entry>,
+    /// Kept up to date with `entries`, for it is asked for every second.
+    digest: Digest,
+    size_bytes: usize,
+}
+
+impl Default for Map {
+    fn default() -> Map {
+        Map { entries: BTreeMap::new(), digest: Digest(vec![0; BUCKETS]), size_bytes: 0 }
+    }
 }
 
 impl Map {
@@ -77,44 +99,66 @@ impl Map {
         if self.entries.get(key).is_some_and(|known| known.stamp >= entry.stamp) {
             return false;
         }
+        self.forget(key);
+        self.account(key, &entry);
+        self.size_bytes += size_bytes(key, &entry);
         self.entries.insert(key.to_owned(), entry);
         true
     }
 
-    /// Forgets removals older than [`TOMBSTONE_MS`]; returns their keys.
+    /// Drops what is known of `key` without a trace: another copy may bring it back.
+    pub fn forget(&mut self, key: &str) {
+        if let Some(entry) = self.entries.remove(key) {
+            self.account(key, &entry);
+            self.size_bytes -= size_bytes(key, &entry);
+        }
+    }
+
+    /// Adds an entry to the digest, or takes it out again: with exclusive or that is the same, and the
+    /// order does not matter.
+    fn account(&mut self, key: &str, entry: &Entry) {
+        if let Some(bucket) = self.digest.0.get_mut(bucket(key)) {
+            *bucket ^= entry_hash(key, &entry.stamp);
+        }
+    }
+
+    /// What all entries take together: keys, values and what is kept with each.
+    pub fn size_bytes(&self) -> usize {
+        self.size_bytes
+    }
+
+    /// Forgets removals that are [`too_old`]; returns their keys.
     pub fn forget_tombstones(&mut self, now_ms: u64) -> Vec<String> {
-        let old = |entry: &Entry| {
-            entry.value.is_none() && entry.stamp.ms.saturating_add(TOMBSTONE_MS) < now_ms
-        };
-        let keys: Vec<String> = self
-            .entries
-            .iter()
-            .filter(|(_, entry)| old(entry))
-            .map(|(key, _)| key.clone())
-            .collect();
+        let old = self.entries.iter().filter(|(_, entry)| too_old(entry, now_ms));
+        let keys: Vec<String> = old.map(|(key, _)| key.clone()).collect();
         for key in &keys {
-            self.entries.remove(key);
+            self.forget(key);
         }
         keys
     }
 
     /// A digest of all entries.
     pub fn digest(&self) -> Digest {
-        let mut buckets = vec![0; BUCKETS];
-        for (key, entry) in &self.entries {
-            // Exclusive or: the order of insertion does not matter.
-            buckets[bucket(key)] ^= entry_hash(key, &entry.stamp);
-        }
-        Digest(buckets)
+        self.digest.clone()
     }
 
     /// The entries of all buckets in which `theirs` differs from ours.
     pub fn differing(&self, theirs: &Digest) -> Vec<(String, Entry)> {
-        let ours = self.digest();
-        let differs = |key: &str| theirs.0.get(bucket(key)) != ours.0.get(bucket(key));
+        let differs = |key: &str| theirs.0.get(bucket(key)) != self.digest.0.get(bucket(key));
         let entries = self.entries.iter().filter(|(key, _)| differs(key));
         entries.map(|(key, entry)| (key.clone(), entry.clone())).collect()
     }
+}
+
+/// What an entry takes, roughly: [`ENTRY_BYTES`] are added to its key and value.
+pub fn size_bytes(key: &str, entry: &Entry) -> usize {
+    key.len() + entry.value.as_ref().map_or(0, Vec::len) + ENTRY_BYTES
+}
+
+/// Whether this is a removal that is forgotten by now. Such a one is not taken in either: hosts do not
+/// forget in the same moment, and would hand it to each other for ever.
+pub fn too_old(entry: &Entry, now_ms: u64) -> bool {
+    entry.value.is_none() && entry.stamp.ms.saturating_add(TOMBSTONE_MS) < now_ms
 }
 
 /// Whether a node that last heard of others at `heard_ms` may hold what others have removed and
@@ -190,6 +234,21 @@ mod tests {
         assert_eq!(keys, ["spec/a"]);
     }
 
+    #[test]
+    fn what_is_forgotten_is_in_no_digest_and_takes_no_room() {
+        let mut map = Map::default();
+        assert_ne!(map.digest(), Digest::default(), "the default asks for everything");
+        map.merge("kept", entry(1, "a", Some("v")));
+        let (before, root, size_bytes) = (map.clone(), map.digest().root(), map.size_bytes());
+        map.merge("k", entry(1, "a", Some("long")));
+        map.merge("k", entry(2, "a", None));
+        assert_ne!(map.digest().root(), root);
+        assert!(map.size_bytes() > size_bytes);
+        map.forget("k");
+        assert_eq!(map, before);
+        assert_eq!(map.differing(&Digest::default()).len(), 1);
+    }
+
     fn writes() -> impl Strategy<Value = Vec<(String, Entry)>> {
         let write = (0..12u8, 0..20u64, 0..3u8, proptest::option::of(0..5u8));
         let entry = |(key, ms, writer, value): (u8, u64, u8, Option<u8>)| {
@@ -238,6 +297,7 @@ mod tests {
             for (key, entry) in to_a { a.merge(&key, entry); }
             prop_assert_eq!(&a, &b);
             prop_assert!(a.differing(&b.digest()).is_empty());
+            prop_assert_eq!(a.digest().root(), b.digest().root());
         }
     }
 }
