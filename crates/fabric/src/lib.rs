@@ -4,6 +4,8 @@
 
 pub mod ask;
 pub mod clock;
+pub mod identity;
+pub mod join;
 pub mod members;
 pub mod pki;
 pub mod store;
