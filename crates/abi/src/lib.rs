@@ -8,6 +8,7 @@ pub mod cluster;
 pub mod filter;
 mod identity;
 pub mod limits;
+pub mod merge;
 mod names;
 mod problem;
 pub mod proc;
