@@ -27,6 +27,9 @@ pub enum CommandError {
     /// Arguments that do not go together.
     #[error("{0}")]
     Usage(String),
+    /// The hosts that were meant are none.
+    #[error("there is no host to ask ({0}); `kumo hosts` lists them")]
+    Nobody(String),
     /// Standard output or input.
     #[error("cannot write the answer")]
     Output(#[from] io::Error),
@@ -41,6 +44,7 @@ impl CommandError {
             CommandError::Source(_)
             | CommandError::Signal(_)
             | CommandError::Up(_)
+            | CommandError::Nobody(_)
             | CommandError::Output(_) => Exit::Failed,
         }
     }

@@ -15,6 +15,7 @@ use clap::{CommandFactory as _, Parser as _};
 use crate::error::CommandError;
 use crate::exit::Exit;
 use crate::output::{ColorChoice, Output};
+use crate::scope::Scope;
 use crate::source::{Reading, Source, SourceArgs};
 
 mod cel;
@@ -26,9 +27,11 @@ mod forest;
 mod host;
 mod json;
 mod kill;
+mod many;
 mod output;
 mod pgrep;
 mod ps;
+mod scope;
 mod source;
 mod table;
 mod text;
@@ -110,7 +113,10 @@ fn main() -> ExitCode {
 fn run(cli: &Cli, out: &mut Output) -> Result<Exit, CommandError> {
     match &cli.command {
         Command::Ps(args) if ps::lists_columns(args) => ps::list_columns(out),
-        Command::Ps(args) => ps::run(args, &open(cli, &args.source, ps::reading(args), out)?, out),
+        Command::Ps(args) => {
+            let source = open_many(cli, &args.scope, &args.source, ps::reading(args), out)?;
+            ps::run(args, &source, out)
+        }
         Command::Top(args) => top::run(args, open(cli, &args.source, Reading::Again, out)?, out),
         Command::Pgrep(args) => {
             pgrep::run(args, &open(cli, &args.source, Reading::Once, out)?, out)
@@ -122,6 +128,21 @@ fn run(cli: &Cli, out: &mut Output) -> Result<Exit, CommandError> {
         Command::Doctor(args) => doctor::run(args, out),
         Command::Completions(args) => completions::run(*args, &mut Cli::command(), out),
     }
+}
+
+/// As [`open()`], for a command that may ask many hosts.
+fn open_many(
+    cli: &Cli,
+    scope: &Scope,
+    args: &SourceArgs,
+    reading: Reading,
+    out: &mut Output,
+) -> Result<Source, CommandError> {
+    let (source, said) = scope.open(args, reading)?;
+    if cli.verbose {
+        out.warn(said);
+    }
+    Ok(source)
 }
 
 fn open(

@@ -4,15 +4,17 @@ use std::str::FromStr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use k2i::Format;
-use kumo_abi::proc::{COLUMNS_DEFAULT, PROC};
-use kumo_abi::{Query, QueryText, Row, Rows};
+use kumo_abi::proc::{COLUMNS_DEFAULT, Column as ProcColumn, PROC};
+use kumo_abi::{Query, QueryText, Row, Select};
 use kumo_sys::LocalTime;
 
 use crate::cel;
 use crate::error::CommandError;
 use crate::exit::Exit;
 use crate::forest::{self, Lines};
+use crate::many::{self, Asked, Progress};
 use crate::output::{Look, Output};
+use crate::scope::Scope;
 use crate::source::{Reading, Source, SourceArgs};
 use crate::table::{self, Branches, Column, Style};
 use crate::text;
@@ -76,6 +78,9 @@ pub struct Ps {
     /// terminal, kib into a pipe
     #[arg(long, value_name = "STYLE", hide_possible_values = true)]
     sizes: Option<SizeStyle>,
+    /// Which hosts.
+    #[command(flatten)]
+    pub scope: Scope,
     /// Where to ask.
     #[command(flatten)]
     pub source: SourceArgs,
@@ -123,6 +128,10 @@ struct Plan {
     pids: Vec<i32>,
     /// Each process that was named has a row, if it is there.
     row_each: bool,
+    /// The rows are of many hosts, and the first column of the table is theirs: `tokyo/a`.
+    host_first: bool,
+    /// Rows come in no order of their own, so that they are put in that of their hosts.
+    by_host: bool,
 }
 
 /// Examples at the end of the help.
@@ -137,8 +146,12 @@ Examples:
   kumo ps --tree                                 who started whom
   kumo ps --json | jq '.rows[].pid'              for programs
   kumo ps --watch --sort -cpu -n 20              again every second
+  kumo ps --all --sort -cpu -n 20                the busiest of all hosts
+  kumo ps --dc tokyo,osaka --group dc,host -o 'dc,host,count(),sum(rss)'
+  kumo ps --where '\"rack=3\" in labels' --filter 'comm == \"nginx\"'
 
-Exit status: 0 done, 1 failed or none of the PIDs found, 2 wrong usage, 3 some of them not found.
+Exit status: 0 done, 1 failed or none of the PIDs found, 2 wrong usage, 3 some of them not found, or
+some hosts missing from the answer; it is said which and why.
 In a table `-` is a value that is not there or that you may not see. Control characters in names
 are shown as \\n, \\x1b, \\u{202e}; JSON has the exact text.";
 
@@ -217,7 +230,14 @@ impl Ps {
         // A host that is asked for what it does not know would say so too, but this way nothing is
         // sent, and the units are known here.
         let query = Query::parse(&text, &PROC, COLUMNS_DEFAULT)?;
-        let columns = Column::of(&query);
+        let mut columns = Column::of(&query);
+        let is_many = self.scope.is_many();
+        let is_of_host = |select: &Select| {
+            let of_host = [ProcColumn::Dc, ProcColumn::Host].map(ProcColumn::index);
+            matches!(select, Select::Column(index) if of_host.contains(index))
+        };
+        let plain_many = is_many && !query.is_grouped();
+        let host_first = plain_many && !query.columns.iter().any(is_of_host);
         let mut needed: Vec<&str> = Vec::new();
         if self.tree {
             if query.is_grouped() {
@@ -229,19 +249,27 @@ impl Ps {
         if !pids.is_empty() && !query.is_grouped() {
             needed.push("pid");
         }
-        if !is_json {
-            let mut names: Vec<String> =
-                query.columns.iter().map(|select| select.name(&PROC)).collect();
-            for name in needed {
+        if !is_json || (plain_many && text.columns.is_some()) {
+            // Rows of many hosts have their host in front, whether it is asked for or not.
+            let names = query.columns.iter().filter(|select| !(plain_many && is_of_host(select)));
+            let mut names: Vec<String> = names.map(|select| select.name(&PROC)).collect();
+            if plain_many && names.is_empty() {
+                needed.push("pid");
+            }
+            for name in needed.into_iter().filter(|_| !is_json || plain_many) {
                 if !names.iter().any(|known| known == name) {
                     names.push(name.to_owned());
                 }
             }
             text.columns = Some(names.join(","));
         }
+        if host_first {
+            columns.insert(0, Column::host());
+        }
         let narrowed = self.filter.is_some() || self.limit.is_some();
         let row_each = !pids.is_empty() && !narrowed && !query.is_grouped();
-        Ok(Plan { text, columns, pids, row_each })
+        let by_host = plain_many && (self.sort.is_none() || self.tree);
+        Ok(Plan { text, columns, pids, row_each, host_first, by_host })
     }
 
     /// The columns to ask for; `None` leaves the choice to the one parser.
@@ -296,44 +324,164 @@ impl Ps {
         }
     }
 
-    fn lines(&self, plan: &Plan, rows: &Rows, style: &Style, out: &Output) -> Vec<String> {
-        let mut in_order: Vec<&kumo_abi::Row> = rows.rows.iter().collect();
+    fn lines(&self, plan: &Plan, rows: &[Row], style: &Style, out: &Output) -> Vec<String> {
+        let mut in_order: Vec<&Row> = rows.iter().collect();
         let branches = self.tree.then(|| {
-            let number = |row: &kumo_abi::Row, name| {
-                row.get(name).and_then(serde_json::Value::as_i64).unwrap_or(-1)
-            };
-            let pairs: Vec<(i64, i64)> =
-                rows.rows.iter().map(|row| (number(row, "pid"), number(row, "ppid"))).collect();
-            let leaves = forest::order(&pairs);
-            in_order = leaves.iter().map(|leaf| &rows.rows[leaf.index]).collect();
+            let leaves = forest::order(&family(rows));
+            in_order = leaves.iter().map(|leaf| &rows[leaf.index]).collect();
             let drawn = if self.ascii { Lines::Ascii } else { Lines::Unicode };
             let prefixes = leaves.iter().map(|leaf| leaf.prefix(drawn)).collect();
             Branches { column: Branches::column_of(&plan.columns), prefixes }
         });
         table::lines(&plan.columns, in_order.into_iter(), branches.as_ref(), style, out)
     }
+
+    /// The rows, and who they are of where many hosts were asked.
+    fn rows(
+        &self,
+        plan: &Plan,
+        source: &Source,
+        out: &Output,
+    ) -> Result<(Vec<Row>, Option<Asked>), CommandError> {
+        if !self.scope.is_many() {
+            return Ok((source.proc(&plan.text)?.rows, None));
+        }
+        // Every host has processes, but maybe none that a condition lets through.
+        let each = plan.text.filter.is_none() && !plan.is_merged();
+        let progress = Progress::new(source, &self.scope, each, out);
+        let mut rows: Vec<Row> = Vec::new();
+        let mut take = |line: &[u8]| {
+            rows.push(serde_json::from_slice(line)?);
+            Ok(())
+        };
+        let asked = many::each_row(source, &plan.text, &self.scope, progress, &mut take)?;
+        plan.arrange(&mut rows);
+        Ok((rows, Some(asked)))
+    }
+}
+
+impl Plan {
+    /// Whether no row is there before all are.
+    fn is_merged(&self) -> bool {
+        let QueryText { sort, limit, group, .. } = &self.text;
+        sort.is_some() || limit.is_some() || group.is_some()
+    }
+
+    /// Puts rows of many hosts in order, and their hosts in one column.
+    fn arrange(&self, rows: &mut [Row]) {
+        if self.by_host {
+            rows.sort_by_cached_key(many::host_of);
+        }
+        if !self.host_first {
+            return;
+        }
+        for row in rows {
+            if let Some(host) = many::host_of(row) {
+                row.insert("host".to_owned(), host.into());
+            }
+        }
+    }
+}
+
+/// Who is whose child, as numbers that no two hosts share; rows of a host stand together.
+fn family(rows: &[Row]) -> Vec<(i64, i64)> {
+    let mut before = None;
+    let mut host = -1;
+    let pair = |row: &Row| {
+        let place = ["dc", "host"].map(|name| row.get(name).cloned());
+        if before.as_ref() != Some(&place) {
+            host += 1;
+            before = Some(place);
+        }
+        let number = |name| {
+            let number = row.get(name).and_then(serde_json::Value::as_i64).unwrap_or(-1);
+            host << 32 | number & 0xffff_ffff
+        };
+        (number("pid"), number("ppid"))
+    };
+    rows.iter().map(pair).collect()
 }
 
 fn show(args: &Ps, plan: &Plan, source: &Source, out: &mut Output) -> Result<Exit, CommandError> {
-    if args.json || args.ndjson {
-        let format = if args.json { Format::Json } else { Format::NdJson };
-        let rows = if plan.row_each {
-            Some(source.proc_to_and_rows(&plan.text, format, out.writer())?)
-        } else {
-            source.proc_to(&plan.text, format, out.writer())?;
-            None
-        };
-        if args.json {
-            out.line("")?;
+    let (rows, asked) = if args.json {
+        let (rows, asked) = json(args, plan, source, out)?;
+        out.line("")?;
+        (rows, asked)
+    } else if args.ndjson {
+        ndjson(args, plan, source, out)?
+    } else {
+        let (rows, asked) = args.rows(plan, source, out)?;
+        let style = args.style(out);
+        for line in args.lines(plan, &rows, &style, out) {
+            out.line(line)?;
         }
-        return Ok(rows.map_or(Exit::Done, |rows| tell_missing(plan, &rows, out)));
+        (Some(rows), asked)
+    };
+    let exit = match rows.filter(|_| plan.row_each) {
+        Some(rows) if asked.is_some() => tell_missing_of_many(plan, &rows, out),
+        Some(rows) => tell_missing(plan, &rows, out),
+        None => Exit::Done,
+    };
+    Ok(asked.map_or(exit, |asked| asked.tell(exit, out)))
+}
+
+/// Rows where they had to be read, and who was asked.
+type Seen = (Option<Vec<Row>>, Option<Asked>);
+
+fn json(args: &Ps, plan: &Plan, source: &Source, out: &mut Output) -> Result<Seen, CommandError> {
+    if args.scope.is_many() {
+        let progress = Progress::new(source, &args.scope, false, out);
+        let (asked, rows) = many::rows_to(source, &plan.text, &args.scope, progress, out.writer())?;
+        return Ok((Some(rows), Some(asked)));
     }
-    let rows = source.proc(&plan.text)?;
-    let style = args.style(out);
-    for line in args.lines(plan, &rows, &style, out) {
-        out.line(line)?;
+    if plan.row_each {
+        return Ok((Some(source.proc_to_and_rows(&plan.text, Format::Json, out.writer())?), None));
     }
-    Ok(if plan.row_each { tell_missing(plan, &rows.rows, out) } else { Exit::Done })
+    source.proc_to(&plan.text, Format::Json, out.writer())?;
+    Ok((None, None))
+}
+
+fn ndjson(args: &Ps, plan: &Plan, source: &Source, out: &mut Output) -> Result<Seen, CommandError> {
+    if args.scope.is_many() {
+        // A line about who is waited for would stand between rows.
+        let progress = if out.is_terminal() {
+            Progress::silent()
+        } else {
+            let each = plan.text.filter.is_none() && !plan.is_merged();
+            Progress::new(source, &args.scope, each, out)
+        };
+        let mut rows = plan.row_each.then(Vec::new);
+        let writer = out.writer();
+        let mut take = |line: &[u8]| {
+            if let Some(rows) = &mut rows {
+                rows.push(serde_json::from_slice(line)?);
+            }
+            writer.write_all(line)?;
+            writer.write_all(b"\n")
+        };
+        let asked = many::each_row(source, &plan.text, &args.scope, progress, &mut take)?;
+        return Ok((rows, Some(asked)));
+    }
+    if plan.row_each {
+        let format = Format::NdJson;
+        return Ok((Some(source.proc_to_and_rows(&plan.text, format, out.writer())?), None));
+    }
+    source.proc_to(&plan.text, Format::NdJson, out.writer())?;
+    Ok((None, None))
+}
+
+/// As [`tell_missing`] of rows of many hosts: a number may stand on none of them or on several.
+fn tell_missing_of_many(plan: &Plan, rows: &[Row], out: &mut Output) -> Exit {
+    let shown = |pid: &&i32| rows.iter().any(|row| row.get("pid") == Some(&(**pid).into()));
+    let (found, missing): (Vec<&i32>, Vec<&i32>) = plan.pids.iter().partition(shown);
+    for pid in &missing {
+        out.warn(format_args!("there is no process {pid} on any host that answered"));
+    }
+    match (found.is_empty(), missing.is_empty()) {
+        (_, true) => Exit::Done,
+        (true, false) => Exit::Failed,
+        (false, false) => Exit::Partial,
+    }
 }
 
 /// Says which of the processes that were named have no row, as far as the rows tell.
@@ -362,38 +510,60 @@ fn watch_once(
     out: &mut Output,
 ) -> Result<(), CommandError> {
     if args.json || args.ndjson {
-        let format = if args.json { Format::Json } else { Format::NdJson };
-        source.proc_to(&plan.text, format, out.writer())?;
-        if args.json {
+        let (_, asked) = if args.json {
+            let seen = json(args, plan, source, out)?;
             out.line("")?;
+            seen
+        } else {
+            ndjson(args, plan, source, out)?
+        };
+        if let Some(asked) = asked {
+            asked.tell(Exit::Done, out);
         }
         return Ok(out.flush()?);
     }
-    let rows = source.proc(&plan.text)?;
     let style = args.style(out);
+    let LocalTime { hour, minute, second, .. } = style.now;
+    let clock = format!("{hour:02}:{minute:02}:{second:02}");
+    let (rows, title, missing) = if args.scope.is_many() {
+        let mut answer = many::rows(source, &plan.text, Duration::ZERO, &args.scope)?;
+        plan.arrange(&mut answer.rows);
+        let title = format!(
+            "{clock}  {}  {} processes, {} matched  Ctrl-C ends",
+            answer.hosts.count(),
+            answer.processes,
+            answer.matched,
+        );
+        (answer.rows, title, answer.hosts.lines())
+    } else {
+        let answer = source.proc(&plan.text)?;
+        let meta = &answer.meta;
+        let title = format!(
+            "{clock}  {}  {} processes, {} matched  {} {:.1} ms  Ctrl-C ends",
+            meta.host,
+            meta.processes,
+            meta.matched,
+            meta.collector,
+            meta.scan_us as f64 / 1e3,
+        );
+        (answer.rows, title, Vec::new())
+    };
     let lines = args.lines(plan, &rows, &style, out);
     let Some((_, height)) = out.size() else {
         for line in lines {
             out.line(line)?;
         }
         out.line("")?;
+        missing.iter().for_each(|line| out.warn(line));
         return Ok(out.flush()?);
     };
-    let LocalTime { hour, minute, second, .. } = style.now;
-    let meta = &rows.meta;
-    let title = format!(
-        "{hour:02}:{minute:02}:{second:02}  {}  {} processes, {} matched  {} {:.1} ms  Ctrl-C ends",
-        meta.host,
-        meta.processes,
-        meta.matched,
-        meta.collector,
-        meta.scan_us as f64 / 1e3,
-    );
-    let title = text::visible_within(&title, style.width_max.unwrap_or(usize::MAX));
+    let width_max = style.width_max.unwrap_or(usize::MAX);
+    let title = out.styled(Look::Dim, &text::visible_within(&title, width_max));
+    let bad = |line: &String| out.styled(Look::Bad, &text::visible_within(line, width_max));
+    let missing: Vec<String> = missing.iter().map(bad).collect();
     // Home, then each line and the end of it: no clearing first, so nothing flickers.
     out.raw("\x1b[H")?;
-    let title = out.styled(Look::Dim, &title);
-    let frame = std::iter::once(title).chain(lines).take(height.saturating_sub(1));
+    let frame = std::iter::once(title).chain(missing).chain(lines).take(height.saturating_sub(1));
     for line in frame {
         out.raw(&line)?;
         out.raw("\x1b[K\n")?;
@@ -406,4 +576,68 @@ fn watch_once(
 pub fn local_now() -> LocalTime {
     let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     LocalTime::at(since_1970.as_secs() as i64).unwrap_or(EPOCH)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser as _;
+    use serde_json::json;
+
+    #[derive(clap::Parser)]
+    struct Cli {
+        #[command(flatten)]
+        ps: Ps,
+    }
+
+    fn ps(line: &str) -> Ps {
+        let words = std::iter::once("ps").chain(line.split(' ').filter(|word| !word.is_empty()));
+        Cli::try_parse_from(words).expect("good usage").ps
+    }
+
+    #[test]
+    fn questions_to_many_hosts() {
+        let usual = format!("{TABLE_COLUMNS},{TABLE_LAST}");
+        let cases = [
+            ("--all", Some(usual.as_str()), true, true),
+            ("--all --sort -cpu", Some(usual.as_str()), true, false),
+            ("--all -o pid,comm", Some("pid,comm"), true, true),
+            ("--all -o dc,pid,host", Some("pid"), false, true),
+            ("--all -o host", Some("pid"), false, true),
+            ("--all --tree -o comm --sort -cpu", Some("comm,pid,ppid"), true, true),
+            ("--all --json", None, true, true),
+            ("--all --json -o pid,host", Some("pid"), false, true),
+            ("--all --group dc,host", Some("dc,host,count()"), false, false),
+            ("--all 7 -o comm", Some("comm,pid"), true, true),
+            ("-o host,pid", Some("host,pid"), false, false),
+        ];
+        for (line, columns, host_first, by_host) in cases {
+            let plan = ps(line).plan().expect(line);
+            assert_eq!(plan.text.columns.as_deref(), columns, "for {line:?}");
+            assert_eq!((plan.host_first, plan.by_host), (host_first, by_host), "for {line:?}");
+        }
+    }
+
+    #[test]
+    fn rows_of_many_hosts_get_a_host_and_an_order() {
+        let row = |dc: &str, host: &str, pid: i32, ppid: i32| {
+            let row = json!({"dc": dc, "host": host, "pid": pid, "ppid": ppid, "cmdline": "x"});
+            row.as_object().expect("an object").clone()
+        };
+        let mut rows = vec![
+            row("tokyo", "b", 1, 0),
+            row("tokyo", "b", 2, 1),
+            row("osaka", "a", 1, 0),
+            row("tokyo", "a", 9, 1),
+            row("osaka", "a", 3, 1),
+        ];
+        let args = ps("--all --tree --ascii --no-header -o cmdline");
+        let plan = args.plan().expect("a plan");
+        plan.arrange(&mut rows);
+        let out = Output::stdout(crate::output::ColorChoice::Never);
+        let style = Style { width_max: None, ..args.style(&out) };
+        let lines = args.lines(&plan, &rows, &style, &out);
+        let want = ["osaka/a x", "osaka/a `- x", "tokyo/a x", "tokyo/b x", "tokyo/b `- x"];
+        assert_eq!(lines, want);
+    }
 }

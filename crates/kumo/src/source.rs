@@ -535,12 +535,20 @@ impl Source {
         }
     }
 
-    fn unreadable(&self, error: serde_json::Error) -> SourceError {
+    /// The error of an answer that cannot be read.
+    pub fn unreadable(&self, error: serde_json::Error) -> SourceError {
         match self {
-            Source::Node { address, .. } => {
-                SourceError::Foreign { node: address.clone(), what: error.to_string() }
-            }
+            Source::Node { .. } => self.foreign(&error.to_string()),
             Source::Direct(_) => SourceError::Parse(error),
+        }
+    }
+
+    /// The error of a node that answers as ours do not.
+    pub fn foreign(&self, what: &str) -> SourceError {
+        let what = what.to_owned();
+        match self {
+            Source::Node { address, .. } => SourceError::Foreign { node: address.clone(), what },
+            Source::Direct(_) => SourceError::NoNode("it is read directly".to_owned()),
         }
     }
 }
@@ -598,6 +606,18 @@ fn push_escaped(path: &mut String, value: &str) {
     }
 }
 
+/// Refuses an answer of so many bytes if that is more than is held in memory.
+///
+/// # Errors
+/// It is.
+pub fn bounded(len_bytes: usize) -> io::Result<()> {
+    if len_bytes > ANSWER_BYTES_MAX {
+        let what = format!("the answer is over {ANSWER_BYTES_MAX} bytes; ask for fewer rows");
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, what));
+    }
+    Ok(())
+}
+
 /// Memory up to [`ANSWER_BYTES_MAX`].
 struct Bounded {
     bytes: Vec<u8>,
@@ -605,10 +625,7 @@ struct Bounded {
 
 impl Write for Bounded {
     fn write(&mut self, piece: &[u8]) -> io::Result<usize> {
-        if self.bytes.len() + piece.len() > ANSWER_BYTES_MAX {
-            let what = format!("the answer is over {ANSWER_BYTES_MAX} bytes; ask for fewer rows");
-            return Err(io::Error::new(io::ErrorKind::FileTooLarge, what));
-        }
+        bounded(self.bytes.len() + piece.len())?;
         self.bytes.extend_from_slice(piece);
         Ok(piece.len())
     }

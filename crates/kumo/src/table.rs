@@ -47,6 +47,11 @@ impl Column {
         query.columns.iter().map(|select| Column::new(select, &PROC)).collect()
     }
 
+    /// The column of the host, `tokyo/a`.
+    pub fn host() -> Column {
+        Column::new(&Select::Column(ProcColumn::Host.index()), &PROC)
+    }
+
     fn new(select: &Select, schema: &'static Schema) -> Column {
         let name = select.name(schema);
         let (index, function) = match select {
