@@ -8,4 +8,6 @@ pub mod identity;
 pub mod join;
 pub mod members;
 pub mod pki;
+pub mod rendezvous;
 pub mod store;
+pub mod token;
