@@ -23,9 +23,11 @@ const FORMAT: u64 = 1;
 /// Memory for pages of the file: it is read once, and written a few pages at a time.
 const CACHE_BYTES: usize = 1024 * 1024;
 
-/// Key → stamp (milliseconds, count, writer) and value; no value is a removal.
-const ENTRIES: TableDefinition<'_, &str, (u64, u32, &str, Option<&[u8]>)> =
-    TableDefinition::new("entries");
+/// A row: the stamp (milliseconds, count, writer) and the value; no value is a removal.
+type Row<'a> = (u64, u32, &'a str, Option<&'a [u8]>);
+
+/// Key → row.
+const ENTRIES: TableDefinition<'_, &str, Row<'_>> = TableDefinition::new("entries");
 
 /// What is known of the file as a whole: `format`, and `heard_ms`.
 const ABOUT: TableDefinition<'_, &str, u64> = TableDefinition::new("about");
@@ -222,4 +224,106 @@ pub(super) fn copy_aside(path: &Path, why: &str, now_ms: u64) -> io::Result<Path
     let aside = PathBuf::from(name);
     fs::copy(path, &aside)?;
     Ok(aside)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use redb::StorageBackend;
+
+    use super::*;
+
+    /// A file on a disk that is full while `full` says so.
+    #[derive(Debug)]
+    struct Flawed {
+        file: FileBackend,
+        full: Arc<AtomicBool>,
+    }
+
+    impl Flawed {
+        fn check(&self) -> Result<(), io::Error> {
+            if self.full.load(Ordering::SeqCst) {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            Ok(())
+        }
+    }
+
+    impl StorageBackend for Flawed {
+        fn len(&self) -> Result<u64, io::Error> {
+            self.file.len()
+        }
+        fn read(&self, offset: u64, out: &mut [u8]) -> Result<(), io::Error> {
+            self.file.read(offset, out)
+        }
+        fn set_len(&self, len: u64) -> Result<(), io::Error> {
+            self.check()?;
+            self.file.set_len(len)
+        }
+        fn sync_data(&self) -> Result<(), io::Error> {
+            self.check()?;
+            self.file.sync_data()
+        }
+        fn write(&self, offset: u64, data: &[u8]) -> Result<(), io::Error> {
+            self.check()?;
+            self.file.write(offset, data)
+        }
+        fn close(&self) -> Result<(), io::Error> {
+            self.file.close()
+        }
+    }
+
+    fn batch(key: &str, ms: u64) -> Batch {
+        let stamp = Stamp { ms, count: 0, writer: "tokyo/a".parse().expect("a host") };
+        let entry = Entry { value: Some(b"v".to_vec()), stamp };
+        Batch { entries: vec![(key.to_owned(), Some(entry))], heard_ms: None }
+    }
+
+    #[test]
+    fn a_disk_that_was_full_works_again_when_it_has_room() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("store.redb");
+        let full = Arc::new(AtomicBool::new(false));
+        let opener = {
+            let (path, full) = (path.clone(), full.clone());
+            move || {
+                let mut options = fs::OpenOptions::new();
+                let file =
+                    options.read(true).write(true).create(true).truncate(false).open(&path)?;
+                let file = FileBackend::new(file)?;
+                let flawed = Flawed { file, full: full.clone() };
+                Ok(Database::builder().create_with_backend(flawed)?)
+            }
+        };
+        let (mut disk, _) = Disk::with_opener(Box::new(opener)).expect("a file");
+        disk.write(&batch("before", 1)).expect("room");
+        full.store(true, Ordering::SeqCst);
+        disk.write(&batch("meanwhile", 2)).expect_err("no room");
+        disk.write(&batch("meanwhile", 3)).expect_err("still no room");
+        full.store(false, Ordering::SeqCst);
+        disk.write(&batch("after", 4)).expect("room again");
+        drop(disk);
+        let (_disk, loaded) = Disk::open(&path, 5).expect("the file");
+        assert!(loaded.map.value("before").is_some() && loaded.map.value("after").is_some());
+        assert_eq!(fs::read_dir(directory.path()).expect("a directory").count(), 1, "not damaged");
+    }
+
+    #[test]
+    fn a_file_of_a_newer_version_is_left_alone() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("store.redb");
+        let database = open_file(&path).expect("a file");
+        write(&database, &batch("k", 1)).expect("a write");
+        let writing = database.begin_write().expect("a transaction");
+        writing.open_table(ABOUT).expect("a table").insert("format", FORMAT + 1).expect("a row");
+        writing.commit().expect("a commit");
+        drop(database);
+        let refused = Disk::open(&path, 5).err();
+        let newer =
+            |e: &StoreError| matches!(e, StoreError::Newer { format, .. } if *format == FORMAT + 1);
+        assert!(refused.as_ref().is_some_and(newer), "{refused:?}");
+        assert!(path.exists());
+    }
 }
