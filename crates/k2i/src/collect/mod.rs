@@ -5,13 +5,16 @@
 
 mod bpf;
 mod proc;
+mod recorded;
 mod records;
 
 use std::io;
+use std::sync::Arc;
 
 use crate::table::{Parts, Process};
 use bpf::BpfCollector;
 pub(crate) use proc::ProcFs;
+use recorded::Recorded;
 
 /// Which collector to use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -32,6 +35,8 @@ pub enum CollectorKind {
     Iter,
     /// A reader of `/proc`: works everywhere, with the reader's rights.
     Proc,
+    /// No rung: a recorded table is played back, for simulated hosts.
+    Recorded,
 }
 
 impl CollectorKind {
@@ -45,6 +50,7 @@ impl CollectorKind {
             CollectorKind::IterSleepable => "iter.s",
             CollectorKind::Iter => "iter",
             CollectorKind::Proc => "proc",
+            CollectorKind::Recorded => "recorded",
         }
     }
 }
@@ -76,8 +82,14 @@ pub struct Rung {
 /// A collector that works.
 #[derive(Debug)]
 pub(crate) struct Collector {
-    /// None on the lowest rung.
-    bpf: Option<Box<BpfCollector>>,
+    from: From,
+}
+
+#[derive(Debug)]
+enum From {
+    Bpf(Box<BpfCollector>),
+    Proc,
+    Recorded(Recorded),
 }
 
 /// What one scan brought.
@@ -113,34 +125,44 @@ impl Collector {
     }
 
     fn try_open(kind: CollectorKind, proc: &ProcFs) -> Result<Collector, String> {
-        let bpf = match kind {
-            CollectorKind::Proc => None,
-            _ => Some(Box::new(BpfCollector::open(kind, proc)?)),
+        let from = match kind {
+            CollectorKind::Proc => From::Proc,
+            CollectorKind::Iter | CollectorKind::IterSleepable => {
+                From::Bpf(Box::new(BpfCollector::open(kind, proc)?))
+            }
+            CollectorKind::Recorded => return Err("a record is played back, not opened".to_owned()),
         };
-        Ok(Collector { bpf })
+        Ok(Collector { from })
+    }
+
+    /// Plays back a record.
+    pub(crate) fn recorded(rows: Arc<[Process]>) -> Collector {
+        Collector { from: From::Recorded(Recorded::new(rows)) }
     }
 
     /// The rung that it stands on now: it steps down by itself from `iter.s` to `iter`.
     pub(crate) fn kind(&self) -> CollectorKind {
-        match &self.bpf {
-            Some(bpf) if bpf.reads_lines() => CollectorKind::IterSleepable,
-            Some(_) => CollectorKind::Iter,
-            None => CollectorKind::Proc,
+        match &self.from {
+            From::Bpf(bpf) if bpf.reads_lines() => CollectorKind::IterSleepable,
+            From::Bpf(_) => CollectorKind::Iter,
+            From::Proc => CollectorKind::Proc,
+            From::Recorded(_) => CollectorKind::Recorded,
         }
     }
 
     /// Whether a scan of numbers is so cheap that it may run while nobody asks.
     pub(crate) fn is_cheap(&self) -> bool {
-        self.bpf.is_some()
+        !matches!(self.from, From::Proc)
     }
 
     /// Reads the whole table with at least `parts`, but for [`Parts::LATE`].
     pub(crate) fn scan(&mut self, proc: &ProcFs, parts: Parts) -> io::Result<Scan> {
         let parts = parts.without(Parts::LATE);
-        if let Some(bpf) = &mut self.bpf {
-            return bpf.scan(proc, parts);
+        match &mut self.from {
+            From::Bpf(bpf) => bpf.scan(proc, parts),
+            From::Proc => Ok(Scan { rows: proc.scan(parts)?, parts: parts | Parts::STAT }),
+            From::Recorded(recorded) => Ok(recorded.scan()),
         }
-        Ok(Scan { rows: proc.scan(parts)?, parts: parts | Parts::STAT })
     }
 }
 
