@@ -6,6 +6,7 @@
 mod answer;
 pub mod cluster;
 pub mod filter;
+pub mod hosts;
 mod identity;
 pub mod limits;
 pub mod merge;

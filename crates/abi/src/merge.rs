@@ -219,11 +219,6 @@ impl Plan {
             Mode::Runs
         }
     }
-
-    /// The columns that `selects` are sent in, as the parser of rows wants them.
-    fn wanted(&self, selects: impl IntoIterator<Item = Select>) -> Vec<row::Wanted> {
-        selects.into_iter().map(row::Wanted::of).collect()
-    }
 }
 
 /// The answer of one host to anything but a query of rows: its status and its body, which is JSON.

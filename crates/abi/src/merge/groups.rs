@@ -20,7 +20,9 @@ pub(super) fn merge<'a>(plan: &Plan, mut read: ReadAll<'a, Answered>) -> Part<'a
         // All of a part before any of it: a broken one must leave nothing behind.
         match parse(plan, &part) {
             Ok(parsed) => {
-                parsed.into_iter().for_each(|g| add_group(plan, &mut groups, &mut index_of, g));
+                for group in parsed {
+                    add_group(plan, &mut groups, &mut index_of, group);
+                }
                 good.push(part);
             }
             Err(error) => {
@@ -32,7 +34,9 @@ pub(super) fn merge<'a>(plan: &Plan, mut read: ReadAll<'a, Answered>) -> Part<'a
     let keys = key_places(plan);
     groups.sort_by(|a, b| compare_keys(&keys, a, b));
     let mut rows = Vec::new();
-    groups.iter().for_each(|group| write(&mut rows, plan, group, plan.sent.len()));
+    for group in &groups {
+        write(&mut rows, plan, group, plan.sent.len());
+    }
     let hosts = part::hosts_of(&good);
     Part { hosts, rows: vec![rows.into()], mixed: true, spoiled: read.spoiled }
 }
@@ -59,12 +63,14 @@ pub(super) fn finish(plan: &Plan, merged: &Part<'_, Answered>) -> Finished<Answe
     });
     groups.truncate(query.limit.map_or(usize::MAX, |limit| limit as usize));
     let mut rows = Vec::new();
-    groups.iter().for_each(|group| write(&mut rows, plan, group, plan.kept));
+    for group in &groups {
+        write(&mut rows, plan, group, plan.kept);
+    }
     Finished { hosts: merged.hosts.clone(), rows, spoiled: merged.spoiled.clone() }
 }
 
 fn parse(plan: &Plan, part: &Part<'_, Answered>) -> Result<Vec<Group>, serde_json::Error> {
-    let wanted = plan.wanted(plan.sent.iter().copied());
+    let wanted: Vec<_> = plan.sent.iter().copied().map(row::Wanted::of).collect();
     part.rows.iter().flat_map(|rows| lines(rows)).map(|row| row::cells(row, &wanted)).collect()
 }
 

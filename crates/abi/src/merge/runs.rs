@@ -64,7 +64,7 @@ pub(super) fn merge<'a>(plan: &Plan, mut read: ReadAll<'a, Answered>) -> Part<'a
         order.push((place, key.descending));
     }
     order.extend([(0, false), (1, false)]);
-    let wanted = plan.wanted(keys);
+    let wanted: Vec<Wanted> = keys.into_iter().map(Wanted::of).collect();
     let limit = plan.query.limit.map_or(usize::MAX, |limit| limit as usize);
     loop {
         match try_merge(&read.parts, &wanted, &order, limit) {

@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering;
 
 use axum::extract::{Request, State};
 use axum::http::uri::Authority;
-use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Version, header};
+use axum::http::{Extensions, HeaderMap, HeaderName, HeaderValue, StatusCode, Version, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
@@ -30,14 +30,37 @@ pub enum Via {
     },
     /// A Unix socket: no browser can reach it, and its file's mode says who may.
     Unix,
+    /// From another node of the cluster, which has shown its certificate and asks for whom it let in.
+    Fabric,
+}
+
+impl Via {
+    /// Whether who comes this way may change something. On a TCP address nobody says who he is.
+    pub fn may_change(self) -> bool {
+        matches!(self, Via::Unix | Via::Fabric)
+    }
+}
+
+/// Refuses a request that changes something and came in over TCP, or in an unknown way.
+///
+/// # Errors
+/// 403, with what to do instead.
+pub fn check_change(request: &Extensions) -> Result<(), Refused> {
+    if request.get::<Via>().is_some_and(|via| via.may_change()) {
+        return Ok(());
+    }
+    let detail = "this changes something, and on a TCP address nobody says who he is; ask on the \
+        node's Unix socket, as `kumo` does";
+    let title = "Changes are not taken on this address";
+    Err(Refused::new(StatusCode::FORBIDDEN, "read-only-address", title, detail))
 }
 
 /// Longest path and query together. Five query parts of 8 KiB fit, unless all of them are written as
 /// `%XX`.
 pub const TARGET_BYTES_MAX: usize = 48 * 1024;
 
-/// Largest request body. No route reads one, and this much is still read and forgotten so that the
-/// connection can be kept.
+/// Largest request body. Those that are read have a few names and numbers; this much of others is
+/// still read and forgotten so that the connection can be kept.
 pub const REQUEST_BODY_BYTES_MAX: u64 = 64 * 1024;
 
 /// Runs the checks, then the route, then adds the headers.
@@ -63,7 +86,9 @@ fn check(request: &Request) -> Result<(), Refused> {
     let length = request.headers().get(header::CONTENT_LENGTH);
     let length = length.and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
     if length.is_some_and(|length| length > REQUEST_BODY_BYTES_MAX) {
-        let detail = "this API takes no request bodies; put parameters into the query";
+        let detail = format!(
+            "a body has at most {REQUEST_BODY_BYTES_MAX} bytes; put parameters into the query"
+        );
         let title = "The request body is too large";
         return Err(Refused::new(StatusCode::PAYLOAD_TOO_LARGE, "body-too-large", title, detail));
     }

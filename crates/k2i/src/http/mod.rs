@@ -12,6 +12,7 @@ mod body;
 mod guard;
 mod problem;
 pub mod serve;
+mod signals;
 mod taken;
 pub mod tls;
 mod v1;
@@ -21,7 +22,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use axum::extract::Path;
+use axum::extract::{DefaultBodyLimit, Path};
 use axum::extract::rejection::PathRejection;
 use axum::http::{Method, StatusCode, Uri};
 use axum::routing::get;
@@ -36,7 +37,7 @@ use tower_http::compression::predicate::SizeAbove;
 
 use crate::engine::Engine;
 
-pub use guard::{REQUEST_BODY_BYTES_MAX, TARGET_BYTES_MAX, Via};
+pub use guard::{REQUEST_BODY_BYTES_MAX, TARGET_BYTES_MAX, Via, check_change};
 pub use problem::{PROBLEM_JSON, Refused, chain};
 
 /// Most answers of one [`Api`] under way at once: being made, or being read by their client. Each
@@ -109,6 +110,11 @@ impl Turn {
 
 /// Every route of this API, with its checks, compression and headers.
 pub fn router(api: Arc<Api>) -> Router {
+    router_with(api, Router::new())
+}
+
+/// The same with `more` routes, which get the same checks.
+pub fn router_with(api: Arc<Api>, more: Router) -> Router {
     let compression = CompressionLayer::new()
         .quality(CompressionLevel::Fastest)
         .compress_when(SizeAbove::new(COMPRESSED_BYTES_MIN));
@@ -117,8 +123,11 @@ pub fn router(api: Arc<Api>) -> Router {
         .route("/", get(index))
         .merge(v1::routes())
         .merge(v2::routes())
+        .merge(signals::routes())
+        .merge(more.with_state(()))
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)
+        .layer(DefaultBodyLimit::max(REQUEST_BODY_BYTES_MAX as usize))
         .layer(guard)
         .layer(compression)
         .with_state(api)
@@ -133,6 +142,7 @@ async fn index() -> Json<serde_json::Value> {
             "/v2/proc": "the process table: ?columns=&filter=&sort=&limit=&group=&max_age_ms=",
             "/v2/proc/{pid}": "one process, all columns",
             "/v2/proc/{pid}/tree": "one process and its descendants",
+            "/v2/proc/{id}/signal": "POST {\"signal\":\"TERM\"}: sends it, on the Unix socket only; {id} is PID or PID@START",
             "/v2/columns": "the columns of the process table",
             "/v2/host": "the host: kernel, CPUs, memory, load, pressure",
             "/v1/proc": "the process table as k2i 0.2 gave it, with its /v1/proc/{pid}, /v1/proc/cmd/{text}, /v1/proc/self",
@@ -146,7 +156,7 @@ async fn no_route(uri: Uri) -> Refused {
 }
 
 async fn no_method(method: Method, uri: Uri) -> Refused {
-    let detail = format!("`{}` answers GET and HEAD, not {method}", uri.path());
+    let detail = format!("`{}` does not take {method}; / lists what there is", uri.path());
     let title = "The method is not allowed here";
     Refused::new(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", title, detail)
 }

@@ -47,7 +47,7 @@ type Reply = Result<Response, Refused>;
 async fn config(via: Option<Extension<Via>>) -> Json<serde_json::Value> {
     let (hostname, port) = match via {
         Some(Extension(Via::Tcp { local, .. })) => (local.ip().to_string(), local.port()),
-        Some(Extension(Via::Unix)) | None => ("localhost".to_owned(), 0),
+        Some(Extension(Via::Unix | Via::Fabric)) | None => ("localhost".to_owned(), 0),
     };
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     Json(json!({ "hostname": hostname, "port": port, "threads": threads }))

@@ -1,0 +1,190 @@
+//! `POST /v2/proc/{id}/signal`: a signal to the process that is meant, or to nobody.
+
+use std::sync::Arc;
+
+use axum::body::Bytes;
+use axum::extract::rejection::{BytesRejection, PathRejection};
+use axum::extract::{Path, Request};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::post;
+use axum::{RequestExt, Router};
+use kumo_abi::ProcessId;
+use serde::Deserialize;
+use serde_json::json;
+use tokio::task::spawn_blocking;
+
+use super::guard::check_change;
+use super::{Api, Refused, chain};
+use crate::encode::document;
+use crate::signal::{Signal, SignalError, Target};
+
+pub(super) fn routes() -> Router<Arc<Api>> {
+    Router::new().route("/v2/proc/{id}/signal", post(signal))
+}
+
+/// What is sent.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Asked {
+    /// A name or number.
+    signal: String,
+    /// Whether process 1 may be hit.
+    #[serde(default)]
+    force: bool,
+}
+
+async fn signal(
+    id: Result<Path<String>, PathRejection>,
+    request: Request,
+) -> Result<Response, Refused> {
+    check_change(request.extensions())?;
+    let Path(id) = id.map_err(|error| Refused::bad_request(error.body_text()))?;
+    let body: Result<Bytes, BytesRejection> = request.extract().await;
+    let body = body.map_err(|error| Refused::bad_request(error.body_text()))?;
+    let asked: Asked = serde_json::from_slice(&body).map_err(|error| {
+        Refused::bad_request(format!("the body is not {{\"signal\":\"TERM\"}}: {error}"))
+    })?;
+    let signal: Signal =
+        asked.signal.parse().map_err(|error| Refused::bad_request(chain(&error)))?;
+    let wanted = Wanted::parse(&id)?;
+    let sent = spawn_blocking(move || wanted.send(signal, asked.force)).await;
+    let id = sent.map_err(|error| {
+        tracing::error!("a signal failed: {error}");
+        Refused::bug()
+    })??;
+    tracing::info!("sent {signal} to process {id}");
+    let sent = json!({ "id": id.to_string(), "signal": signal.to_string(), "sent": true });
+    Ok(([(header::CONTENT_TYPE, "application/json")], document(&sent)).into_response())
+}
+
+/// Who is meant.
+enum Wanted {
+    Number(i32),
+    Id(ProcessId),
+}
+
+impl Wanted {
+    fn parse(text: &str) -> Result<Wanted, Refused> {
+        if text.contains('@') {
+            let id = text.parse().map(Wanted::Id);
+            return id.map_err(|error| Refused::bad_request(chain(&error)));
+        }
+        let pid = text.parse::<i32>().ok().filter(|pid| *pid > 0).map(Wanted::Number);
+        pid.ok_or_else(|| {
+            let text = text.escape_debug();
+            Refused::bad_request(format!("`{text}` is neither PID nor PID@START"))
+        })
+    }
+
+    fn send(self, signal: Signal, force: bool) -> Result<ProcessId, Refused> {
+        let (Wanted::Number(pid) | Wanted::Id(ProcessId { pid, .. })) = self;
+        if pid == 1 && !force {
+            let detail = "process 1 is the system (or the container): all ends with it; say \
+                `\"force\":true`";
+            let title = "The process is protected";
+            return Err(Refused::new(StatusCode::FORBIDDEN, "protected", title, detail));
+        }
+        let target = match self {
+            Wanted::Number(pid) => Target::find(pid)?,
+            Wanted::Id(id) => Target::open(id)?,
+        };
+        target.send(signal)?;
+        Ok(target.id())
+    }
+}
+
+impl From<SignalError> for Refused {
+    fn from(error: SignalError) -> Refused {
+        let (status, name, title) = match error {
+            SignalError::Gone(_) => {
+                (StatusCode::NOT_FOUND, "no-such-process", "There is no such process")
+            }
+            SignalError::Thread(_) => {
+                (StatusCode::BAD_REQUEST, "thread", "A thread gets no signals from here")
+            }
+            SignalError::Other { .. } => {
+                (StatusCode::CONFLICT, "other-process", "The number belongs to another process")
+            }
+            SignalError::Denied(_) => {
+                (StatusCode::FORBIDDEN, "not-permitted", "The kernel does not permit it")
+            }
+            SignalError::NoPidFd => {
+                (StatusCode::NOT_IMPLEMENTED, "old-kernel", "The kernel is too old for it")
+            }
+            SignalError::Kernel { .. } => {
+                (StatusCode::INTERNAL_SERVER_ERROR, "signal-failed", "The signal could not be sent")
+            }
+        };
+        Refused::new(status, name, title, chain(&error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::body::Body;
+    use http_body_util::BodyExt;
+    use kumo_sys::Ended;
+    use kumo_testbed::Zoo;
+    use serde_json::Value;
+    use tower::ServiceExt;
+
+    use crate::http::{Via, router};
+    use crate::{CollectorChoice, CollectorKind, Engine, EngineConfig};
+
+    fn app() -> Router {
+        let config = EngineConfig {
+            collector: CollectorChoice::Only(CollectorKind::Proc),
+            dc: "tokyo".to_owned(),
+            host: "a".to_owned(),
+        };
+        router(Api::new(Arc::new(Engine::open(config).expect("/proc is there"))))
+    }
+
+    async fn ask(via: Via, id: &str, body: impl Into<Body>) -> (u16, Value) {
+        let request = Request::post(format!("/v2/proc/{id}/signal")).header("host", "localhost");
+        let mut request = request.body(body.into()).expect("a request");
+        request.extensions_mut().insert(via);
+        let answer = app().oneshot(request).await.expect("it always answers");
+        let status = answer.status().as_u16();
+        let body = answer.into_body().collect().await.expect("the body").to_bytes();
+        (status, serde_json::from_slice(&body).expect("JSON"))
+    }
+
+    #[tokio::test]
+    async fn who_is_meant_is_hit_and_nobody_else() {
+        let sleeper = Zoo::sleeper(&[b"sleeper"]);
+        let target = Target::find(sleeper.pid()).expect("it lives");
+        let id = target.id();
+        let tcp = Via::Tcp { local: ([127, 0, 0, 1], 80).into(), tls: true };
+        let wrong = ProcessId { start_ns: id.start_ns + 50_000_000, ..id };
+        let term = r#"{"signal":"TERM"}"#;
+        let cases = [
+            (tcp, id.to_string(), term, 403, "read-only-address"),
+            (Via::Unix, wrong.to_string(), term, 409, "other-process"),
+            (Via::Unix, "1".to_owned(), term, 403, "protected"),
+            (Via::Unix, "1@5".to_owned(), term, 403, "protected"),
+            (Via::Unix, "2147483647".to_owned(), term, 404, "no-such-process"),
+            (Via::Unix, "0".to_owned(), term, 400, "bad-request"),
+            (Via::Unix, "-1".to_owned(), term, 400, "bad-request"),
+            (Via::Unix, "x@y".to_owned(), term, 400, "bad-request"),
+            (Via::Unix, id.to_string(), r#"{"signal":"NONE"}"#, 400, "bad-request"),
+            (Via::Unix, id.to_string(), r#"{"signal":"TERM","x":1}"#, 400, "bad-request"),
+            (Via::Unix, id.to_string(), "", 400, "bad-request"),
+        ];
+        for (via, id, body, want, kind) in cases {
+            let (status, problem) = ask(via, &id, body).await;
+            assert_eq!(status, want, "for {id} with {body}: {problem}");
+            assert_eq!(problem["type"], format!("urn:kumo:problem:{kind}"), "for {id}");
+        }
+        let long = " ".repeat(crate::http::REQUEST_BODY_BYTES_MAX as usize + 1);
+        assert_eq!(ask(Via::Unix, &id.to_string(), long).await.0, 400);
+        assert_eq!(target.wait(Some(std::time::Duration::ZERO)).expect("poll"), Ended::NotYet);
+
+        let (status, sent) = ask(Via::Fabric, &id.to_string(), r#"{"signal":"9"}"#).await;
+        assert_eq!(status, 200, "{sent}");
+        assert_eq!(sent, json!({ "id": id.to_string(), "signal": "KILL", "sent": true }));
+        assert_eq!(target.wait(None).expect("poll"), Ended::Yes);
+    }
+}
