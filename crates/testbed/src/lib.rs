@@ -2,12 +2,37 @@
 //!
 //! [`Zoo`] starts processes of every awkward kind; an [`Animal`] or a [`Crowd`] kills and reaps what
 //! it owns when it is dropped. The processes are roles of the helper binary `kumo-zoo`; [`role`] is
-//! what the guards and the helper agree on. Development only: nothing of it is installed.
+//! what the guards and the helper agree on.
+//!
+//! [`cluster`] starts real clusters: hosts are network namespaces, which [`net`] joins by cables that
+//! can be cut, and nodes are the built `kumo`. The program `kumo-testbed` does it for people.
+//!
+//! Development only: nothing of it is installed.
 
+mod api;
+pub mod cluster;
 mod crowd;
 mod helper;
+mod host;
+pub mod net;
+mod program;
 pub mod role;
 mod zoo;
 
+use std::error::Error;
+
+pub use api::{Answer, request};
 pub use crowd::{Crowd, Mix, crowd_arguments};
+pub use program::{check as check_program, kumo_beside, kumo_for_tests};
 pub use zoo::{Animal, Zoo};
+
+/// An error and what is below it, in one line for people.
+pub fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut below = error.source();
+    while let Some(error) = below {
+        text = format!("{text} ({error})");
+        below = error.source();
+    }
+    text
+}

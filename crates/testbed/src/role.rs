@@ -36,6 +36,12 @@ pub enum Role {
         /// Every how manyth is busy for a hundredth of the time; 0 for none.
         busy_each: usize,
     },
+    /// Be process 1 of a host of a world: give it `/proc` and `/run` of its own, reap what is left to
+    /// it, and end the host with its owner.
+    Host {
+        /// Becomes `/run/kumo` there.
+        run_dir: Vec<u8>,
+    },
 }
 
 /// What the process that a test looks at shall look like.
@@ -90,6 +96,7 @@ impl fmt::Display for Role {
             Role::Crowd { count, threaded_each, busy_each } => {
                 write!(f, "crowd count={count} threaded={threaded_each} busy={busy_each}")
             }
+            Role::Host { run_dir } => write!(f, "host run={}", hex(run_dir)),
         }
     }
 }
@@ -149,6 +156,7 @@ impl FromStr for Role {
                 threaded_each: words.number("threaded")?.unwrap_or(0),
                 busy_each: words.number("busy")?.unwrap_or(0),
             }),
+            "host" => Ok(Role::Host { run_dir: words.bytes("run")?.unwrap_or_default() }),
             other => Err(RoleError(other.to_owned())),
         }
     }
@@ -211,6 +219,7 @@ mod tests {
             Role::KeepInPidNamespace,
             Role::Churn,
             Role::Crowd { count: 3_000, threaded_each: 20, busy_each: 300 },
+            Role::Host { run_dir: b"/tmp/a b/run".to_vec() },
         ];
         for role in roles {
             assert_eq!(role.to_string().parse(), Ok(role));

@@ -185,7 +185,7 @@ impl Animal {
         Animal::try_spawn(role, argv).unwrap_or_else(|why| panic!("cannot start `{role}`: {why}"))
     }
 
-    fn try_spawn(role: &Role, argv: &[&[u8]]) -> Result<(Animal, Vec<i32>), String> {
+    pub(crate) fn try_spawn(role: &Role, argv: &[&[u8]]) -> Result<(Animal, Vec<i32>), String> {
         let (name, arguments) = argv.split_first().expect("an argument vector has a first element");
         let mut command = Command::new(helper::path());
         command.arg0(OsStr::from_bytes(name));

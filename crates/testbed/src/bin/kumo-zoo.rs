@@ -6,7 +6,7 @@
 use std::ffi::CString;
 use std::fs::{self, OpenOptions};
 use std::io::{self, BufRead, BufReader, Error, Read, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitCode, Stdio};
@@ -16,6 +16,9 @@ use kumo_testbed::crowd_arguments;
 use kumo_testbed::role::{FILE_BYTES, ROLE_VARIABLE, Role, Subject};
 use nix::sched::{CloneFlags, unshare};
 use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::fs::{Mode, OFlags, open};
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, mount, mount_bind};
 use rustix::process::{
     Pid, Resource, Rlimit, Signal, WaitId, WaitIdOptions, WaitOptions, getrlimit, kill_process,
     set_parent_process_death_signal, setrlimit, waitid, waitpid,
@@ -35,6 +38,9 @@ const BUSY_PERIOD: Duration = Duration::from_millis(100);
 
 /// A busy process has used this much CPU time before it is ready: some ticks of the kernel's clock.
 const BUSY_BEFORE_READY: Duration = Duration::from_millis(50);
+
+/// Process 1 of a host reaps orphans this often.
+const REAP_PERIOD: Duration = Duration::from_secs(1);
 
 /// Threads of the crowd's threaded processes beside the first.
 const CROWD_THREADS_MORE: u32 = 3;
@@ -64,6 +70,7 @@ fn be() -> io::Result<()> {
         Role::Crowd { count, threaded_each, busy_each } => {
             keep_crowd(count, threaded_each, busy_each)
         }
+        Role::Host { run_dir } => be_host(&run_dir),
     }
 }
 
@@ -155,7 +162,7 @@ fn be_busy(percent: u32) -> io::Result<()> {
     loop {
         spin(busy);
         match rustix::event::poll(&mut [PollFd::new(&stdin, PollFlags::IN)], Some(&idle)) {
-            Ok(0) | Err(rustix::io::Errno::INTR) => {}
+            Ok(0) | Err(Errno::INTR) => {}
             Ok(_) => return Ok(()),
             Err(error) => return Err(error.into()),
         }
@@ -263,6 +270,32 @@ fn keep_crowd(count: usize, threaded_each: usize, busy_each: usize) -> io::Resul
         child.0.kill()?;
     }
     Ok(())
+}
+
+/// Process 1 of a host: whatever lives there ends with it.
+fn be_host(run_dir: &[u8]) -> io::Result<()> {
+    let said = |what: &str, error: Errno| Error::other(format!("cannot mount {what}: {error}"));
+    // The directory is opened first: it may lie in what the new /run covers.
+    let run_dir = open(run_dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    // Of this /proc, tools of the host see the host's processes alone.
+    mount("proc", "/proc", "proc", MountFlags::empty(), None).map_err(|e| said("/proc", e))?;
+    mount("run", "/run", "tmpfs", MountFlags::empty(), None).map_err(|e| said("/run", e))?;
+    fs::create_dir("/run/kumo")?;
+    let source = format!("/proc/self/fd/{}", run_dir.as_raw_fd());
+    mount_bind(source, "/run/kumo").map_err(|e| said("/run/kumo", e))?;
+    drop(run_dir);
+    say_ready(&[std::process::id()])?;
+    let stdin = io::stdin();
+    let period = Timespec::try_from(REAP_PERIOD).map_err(Error::other)?;
+    loop {
+        match rustix::event::poll(&mut [PollFd::new(&stdin, PollFlags::IN)], Some(&period)) {
+            Ok(0) | Err(Errno::INTR) => {}
+            Ok(_) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        }
+        // Orphans become children of process 1.
+        while let Ok(Some(_)) = waitpid(None, WaitOptions::NOHANG) {}
+    }
 }
 
 /// A child that is killed and reaped when this is dropped.
