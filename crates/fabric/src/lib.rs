@@ -6,6 +6,7 @@ pub mod ask;
 pub mod clock;
 pub mod identity;
 pub mod join;
+pub mod link;
 pub mod members;
 pub mod pki;
 pub mod rendezvous;

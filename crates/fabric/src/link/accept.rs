@@ -1,0 +1,200 @@
+//! Links that other hosts open.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::server::Acceptor;
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::{TcpListener, TcpStream, UnixStream};
+use tokio::task::AbortHandle;
+use tokio::time::{sleep, timeout};
+use tokio_rustls::LazyConfigAcceptor;
+use tokio_rustls::server::TlsStream;
+
+use super::limits::Admission;
+use super::socket::Tcp;
+use super::tls::{ALPN_FABRIC, HandshakeError, explained, peer_of, why};
+use super::{HANDSHAKE_MAX, Shared, Welcome, run};
+use crate::join::{ALPN_JOIN, EXCHANGE_TIME_MAX};
+use crate::pki::Peer;
+
+/// After the kernel could not give us a connection (no descriptors are left), the next is asked for
+/// so much later.
+const ACCEPT_REST: Duration = Duration::from_millis(100);
+
+/// Accepts for ever.
+pub(super) async fn accept(shared: Arc<Shared>, listener: TcpListener) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, from)) => begin(&shared, stream, from),
+            Err(error) => {
+                shared.say("accept", format_args!("no connection can be accepted: {error}"));
+                sleep(ACCEPT_REST).await;
+            }
+        }
+    }
+}
+
+/// Begins a handshake, if there is room for it.
+fn begin(shared: &Arc<Shared>, stream: TcpStream, from: SocketAddr) {
+    let from = SocketAddr::new(from.ip().to_canonical(), from.port());
+    let admission = shared.handshakes().half_open.admit(from.ip(), shared.now_ms());
+    let ticket = match admission {
+        Admission::Go(ticket) => ticket,
+        Admission::Instead { ticket, of } => {
+            let slow = shared.handshakes().tasks.remove(&of);
+            slow.inspect(AbortHandle::abort);
+            ticket
+        }
+        Admission::Full => {
+            let whom = from.ip();
+            shared.say(&whom.to_string(), format_args!("{whom} was refused: too many handshakes"));
+            return;
+        }
+    };
+    let half_open = HalfOpenGuard { shared: Arc::clone(shared), ticket };
+    let task = shared.spawn(serve(Arc::clone(shared), stream, from, half_open));
+    let mut handshakes = shared.handshakes();
+    if let Some(task) = task
+        && handshakes.half_open.contains(ticket)
+    {
+        handshakes.tasks.insert(ticket, task);
+    }
+}
+
+/// A handshake that counts until this is dropped.
+struct HalfOpenGuard {
+    shared: Arc<Shared>,
+    ticket: u64,
+}
+
+impl Drop for HalfOpenGuard {
+    fn drop(&mut self) {
+        let mut handshakes = self.shared.handshakes();
+        handshakes.half_open.done(self.ticket);
+        handshakes.tasks.remove(&self.ticket);
+    }
+}
+
+/// One connection, from its first byte to its end.
+async fn serve(shared: Arc<Shared>, stream: TcpStream, from: SocketAddr, half_open: HalfOpenGuard) {
+    let Ok(tcp) = Tcp::new(stream) else { return }; // It is gone already.
+    let opening = timeout(HANDSHAKE_MAX, open(&shared, tcp.clone(), from));
+    let Some(opened) = shared.unless_closing(opening).await else { return };
+    let opened = opened.unwrap_or(Err((HandshakeError::Slow(HANDSHAKE_MAX), None)));
+    // From here the limits of links and of joins hold.
+    drop(half_open);
+    match opened {
+        Ok(Opened::Link { peer, stream, local }) => {
+            let registered = shared.register(peer, false, from, tcp);
+            welcome(registered, stream, local).await;
+        }
+        Ok(Opened::NotReady { stream }) => turn_away(stream, Welcome::NotReady).await,
+        Ok(Opened::Join { peer, stream }) => join(&shared, peer, stream, from).await,
+        Err((error, tcp)) => {
+            let whom = from.ip();
+            // Who just looks whether a port is open is worth no warning.
+            if let HandshakeError::Broken(_) = error {
+                tracing::debug!("{whom} {error}");
+            } else {
+                shared.say(&whom.to_string(), format_args!("{whom} {error}"));
+            }
+            if let Some(tcp) = tcp {
+                shared.unless_closing(tcp.close_refused()).await;
+            }
+        }
+    }
+}
+
+/// What a finished handshake was for.
+enum Opened {
+    /// A link, and the control plane waits for it.
+    Link { peer: Peer, stream: TlsStream<Tcp>, local: UnixStream },
+    /// A link, but the control plane does not listen yet.
+    NotReady { stream: TlsStream<Tcp> },
+    /// A certificate.
+    Join { peer: Option<Peer>, stream: TlsStream<Tcp> },
+}
+
+async fn open(
+    shared: &Shared,
+    tcp: Tcp,
+    from: SocketAddr,
+) -> Result<Opened, (HandshakeError, Option<Tcp>)> {
+    let mut acceptor = LazyConfigAcceptor::new(Acceptor::default(), tcp);
+    let start = match (&mut acceptor).await {
+        Ok(start) => start,
+        Err(error) => return Err((why(error), acceptor.take_io())),
+    };
+    let config = {
+        let hello = start.client_hello();
+        let offered: Vec<&[u8]> = hello.alpn().into_iter().flatten().collect();
+        shared.setup().server(&offered)
+    };
+    let stream = explained(start.into_stream(config).into_fallible()).await;
+    let stream = stream.map_err(|(error, tcp)| (error, Some(tcp)))?;
+    let (_, tls) = stream.get_ref();
+    let peer = peer_of(tls.peer_certificates());
+    match (tls.alpn_protocol(), peer) {
+        (Some(ALPN_FABRIC), Some(peer)) => {
+            let Some(path) = &shared.local else { return Ok(Opened::NotReady { stream }) };
+            match UnixStream::connect(path).await {
+                Ok(local) => Ok(Opened::Link { peer, stream, local }),
+                Err(error) => {
+                    tracing::debug!("{from} came too early or too late: {error}");
+                    Ok(Opened::NotReady { stream })
+                }
+            }
+        }
+        (Some(ALPN_JOIN), peer) => Ok(Opened::Join { peer, stream }),
+        // TLS lets those pass who name no protocol at all.
+        _ => {
+            let (tcp, _) = stream.into_inner();
+            Err((HandshakeError::Protocol("it named no protocol".to_owned()), Some(tcp)))
+        }
+    }
+}
+
+/// Lets the other host begin, and passes bytes until the end.
+async fn welcome(
+    registered: Result<super::Registered, Welcome>,
+    mut stream: TlsStream<Tcp>,
+    local: UnixStream,
+) {
+    match registered {
+        Ok(registered) => {
+            // Its answer shows whether that arrived.
+            let _ = stream.write_u8(Welcome::Come.code()).await;
+            let _ = stream.flush().await;
+            run(registered, stream, local).await;
+        }
+        Err(why) => turn_away(stream, why).await,
+    }
+}
+
+async fn turn_away(mut stream: TlsStream<Tcp>, why: Welcome) {
+    let say = async {
+        stream.write_u8(why.code()).await?;
+        stream.shutdown().await
+    };
+    let _ = timeout(HANDSHAKE_MAX, say).await; // It is turned away in any case.
+    stream.into_inner().0.close_refused().await;
+}
+
+async fn join(shared: &Arc<Shared>, peer: Option<Peer>, stream: TlsStream<Tcp>, from: SocketAddr) {
+    let whom = from.ip();
+    let Some(desk) = &shared.desk else {
+        shared.say(
+            &whom.to_string(),
+            format_args!("{whom} was refused: it wants to join, and this host lets nobody in"),
+        );
+        return;
+    };
+    let Ok(_place) = shared.joins.try_acquire() else {
+        shared.say(&whom.to_string(), format_args!("{whom} was refused: too many join at once"));
+        return;
+    };
+    let serving = timeout(EXCHANGE_TIME_MAX, desk.serve(Box::new(stream), peer, from));
+    let _ = shared.unless_closing(serving).await; // The desk has said what was to be said.
+}

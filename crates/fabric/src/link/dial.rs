@@ -1,0 +1,238 @@
+//! Links that this host opens: a local socket for each gateway; who connects to it reaches the gateway.
+
+use std::io;
+use std::net::{SocketAddr, ToSocketAddrs as _};
+use std::sync::Arc;
+use std::time::Duration;
+
+use kumo_abi::HostId;
+use kumo_abi::cluster::Role;
+use rustls::pki_types::ServerName;
+use tokio::io::AsyncReadExt as _;
+use tokio::net::{TcpStream, UnixListener, UnixStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::{JoinSet, spawn_blocking};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use super::socket::Tcp;
+use super::tls::{ALPN_FABRIC, HandshakeError, Setup, explained, peer_of, why};
+use super::{HANDSHAKE_MAX, How, LinkEnd, Shared, Welcome, run};
+use crate::pki::Peer;
+
+/// How long a connection may take: three round trips around the world, and one lost packet.
+const CONNECT_MAX: Duration = Duration::from_secs(1);
+
+/// When an address has not answered for so long, the next one is tried beside it.
+const NEXT_ADDRESS_AFTER: Duration = Duration::from_millis(300);
+
+/// Dials of one gateway at once; more wait. The control plane makes one at a time.
+const DIALS_MAX: usize = 4;
+
+/// Names that are looked up at once, over all gateways. A look-up occupies a thread for as long as the
+/// name service pleases.
+pub(super) const LOOKUPS_MAX: usize = 8;
+
+/// After the kernel could not give us a connection, the next is asked for so much later.
+const ACCEPT_REST: Duration = Duration::from_millis(100);
+
+/// Takes the connections to a gateway's local socket for ever.
+pub(super) async fn door(shared: Arc<Shared>, gateway: HostId, listener: UnixListener) {
+    let dials = Arc::new(Semaphore::new(DIALS_MAX));
+    while let Ok(dial) = Arc::clone(&dials).acquire_owned().await {
+        match listener.accept().await {
+            Ok((local, _)) => {
+                shared.spawn(link(Arc::clone(&shared), gateway.clone(), local, dial));
+            }
+            Err(error) => {
+                shared.say("door", format_args!("no local connection can be accepted: {error}"));
+                sleep(ACCEPT_REST).await;
+            }
+        }
+    }
+}
+
+/// One connection, from the dial to its end.
+async fn link(
+    shared: Arc<Shared>,
+    gateway: HostId,
+    local: UnixStream,
+    dialing: OwnedSemaphorePermit,
+) {
+    let Some(dialed) = shared.unless_closing(dial(&shared, &gateway)).await else { return };
+    drop(dialing);
+    let whom = format!("gateway {gateway}");
+    match dialed {
+        Ok(Dialed { peer, address, tcp, stream }) => {
+            shared.forget_said(&whom);
+            match shared.register(peer, true, address, tcp) {
+                Ok(registered) => run(registered, stream, local).await,
+                Err(why) => tracing::debug!("the link to {gateway} is not used: {why:?}"),
+            }
+        }
+        Err(failures) => {
+            let words: Vec<String> = failures.iter().map(ToString::to_string).collect();
+            let words = words.join("; ");
+            shared.say(&whom, format_args!("cannot reach the {whom}: {words}"));
+            let is_refused = |failure: &Failure| match &failure.why {
+                DialError::Connect(error) => error.kind() == io::ErrorKind::ConnectionRefused,
+                _ => false,
+            };
+            // All of them: a firewall before one address says nothing about the host.
+            if !failures.is_empty() && failures.iter().all(is_refused) {
+                shared.tell(LinkEnd { peer: gateway, role: Role::Gateway, how: How::Refused });
+            }
+        }
+    }
+}
+
+/// An open link, welcomed by the gateway.
+struct Dialed {
+    peer: Peer,
+    address: SocketAddr,
+    tcp: Tcp,
+    stream: TlsStream<Tcp>,
+}
+
+/// What came of one address.
+#[derive(Debug, thiserror::Error)]
+#[error("{address} {why}")]
+struct Failure {
+    address: String,
+    why: DialError,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum DialError {
+    #[error("has no address that can be found: {0}")]
+    Lookup(io::Error),
+    #[error("cannot be connected to: {0}")]
+    Connect(io::Error),
+    #[error("did not answer within {} s", CONNECT_MAX.as_secs())]
+    Silent,
+    #[error("{0}")]
+    Handshake(HandshakeError),
+    #[error("has no room for more links")]
+    Busy,
+    #[error("is still starting, or stopping")]
+    NotReady,
+    #[error("cannot be dialed with this host's certificate: {0}")]
+    Setup(rustls::Error),
+}
+
+/// Tries the addresses of a gateway in their order, the next one when one failed or keeps us waiting.
+///
+/// # Errors
+/// What came of each address. None at all when the gateway is not known any more.
+async fn dial(shared: &Arc<Shared>, gateway: &HostId) -> Result<Dialed, Vec<Failure>> {
+    let setup = shared.setup();
+    let known = setup.identity.gateways.iter().find(|known| known.host == *gateway);
+    let mut addresses = known.map(|known| known.addresses.iter()).unwrap_or_default().cloned();
+    let mut failures = Vec::new();
+    let mut connects = JoinSet::new();
+    let mut next_at = Instant::now();
+    let mut next = addresses.next();
+    loop {
+        tokio::select! {
+            biased;
+            Some(connected) = connects.join_next() => {
+                // A task of ours that panicked has said so.
+                let Ok((address, connected)) = connected else { continue };
+                let why = match connected {
+                    Ok((tcp, at)) => match shake(&setup, gateway, tcp, at).await {
+                        Ok(dialed) => return Ok(dialed),
+                        Err(why) => why,
+                    },
+                    Err(why) => why,
+                };
+                failures.push(Failure { address, why });
+                next_at = Instant::now();
+            }
+            () = sleep_until(next_at), if next.is_some() => {
+                let Some(address) = next.take() else { continue };
+                let shared = Arc::clone(shared);
+                connects.spawn(async move {
+                    let connecting = timeout(CONNECT_MAX, connect(&shared, address.clone()));
+                    (address, connecting.await.unwrap_or(Err(DialError::Silent)))
+                });
+                next = addresses.next();
+                next_at = Instant::now() + NEXT_ADDRESS_AFTER;
+            }
+            else => return Err(failures),
+        }
+    }
+}
+
+async fn connect(shared: &Shared, address: String) -> Result<(TcpStream, SocketAddr), DialError> {
+    let found = match address.parse() {
+        Ok(address) => vec![address],
+        Err(_) => look_up(shared, address).await.map_err(DialError::Lookup)?,
+    };
+    let mut last = io::ErrorKind::NotFound.into();
+    for address in found {
+        match TcpStream::connect(address).await {
+            Ok(stream) => return Ok((stream, address)),
+            Err(error) => last = error,
+        }
+    }
+    Err(DialError::Connect(last))
+}
+
+async fn look_up(shared: &Shared, address: String) -> io::Result<Vec<SocketAddr>> {
+    let lookups = Arc::clone(&shared.lookups);
+    let place = lookups.acquire_owned().await.map_err(io::Error::other)?;
+    let look = spawn_blocking(move || {
+        let _place = place; // Held until the name service has answered, also when nobody waits.
+        address.to_socket_addrs().map(Iterator::collect)
+    });
+    look.await.map_err(io::Error::other)?
+}
+
+async fn shake(
+    setup: &Setup,
+    gateway: &HostId,
+    stream: TcpStream,
+    address: SocketAddr,
+) -> Result<Dialed, DialError> {
+    let shaking = timeout(HANDSHAKE_MAX, async {
+        let tcp = Tcp::new(stream).map_err(DialError::Connect)?;
+        let config = setup.client(gateway).map_err(DialError::Setup)?;
+        let name = ServerName::from(address.ip());
+        let connecting = TlsConnector::from(config).connect(name, tcp.clone()).into_fallible();
+        let stream = match explained(connecting).await {
+            Ok(stream) => stream,
+            Err((error, tcp)) => {
+                tokio::spawn(tcp.close_refused()); // Bounded, and nobody waits for it.
+                return Err(DialError::Handshake(error));
+            }
+        };
+        welcomed(stream, tcp, address).await
+    });
+    shaking.await.unwrap_or(Err(DialError::Handshake(HandshakeError::Slow(HANDSHAKE_MAX))))
+}
+
+/// Waits until the gateway lets us begin. Only here it turns out that it does not accept our
+/// certificate: in TLS 1.3 the side that dials is done first.
+async fn welcomed(
+    mut stream: TlsStream<Tcp>,
+    tcp: Tcp,
+    address: SocketAddr,
+) -> Result<Dialed, DialError> {
+    let (_, tls) = stream.get_ref();
+    let other = || {
+        let words = "it named no protocol, or another".to_owned();
+        DialError::Handshake(HandshakeError::Protocol(words))
+    };
+    if tls.alpn_protocol() != Some(ALPN_FABRIC) {
+        return Err(other());
+    }
+    let peer = peer_of(tls.peer_certificates()).ok_or_else(other)?;
+    let code = stream.read_u8().await.map_err(|error| DialError::Handshake(why(error)))?;
+    match Welcome::of_code(code) {
+        Some(Welcome::Come) => Ok(Dialed { peer, address, tcp, stream }),
+        Some(Welcome::Busy) => Err(DialError::Busy),
+        Some(Welcome::NotReady) => Err(DialError::NotReady),
+        None => Err(other()),
+    }
+}
