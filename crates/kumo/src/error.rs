@@ -30,6 +30,9 @@ pub enum CommandError {
     /// The hosts that were meant are none.
     #[error("there is no host to ask ({0}); `kumo hosts` lists them")]
     Nobody(String),
+    /// Another program.
+    #[error("cannot run {0}")]
+    Program(String, #[source] io::Error),
     /// Standard output or input.
     #[error("cannot write the answer")]
     Output(#[from] io::Error),
@@ -45,6 +48,7 @@ impl CommandError {
             | CommandError::Signal(_)
             | CommandError::Up(_)
             | CommandError::Nobody(_)
+            | CommandError::Program(..)
             | CommandError::Output(_) => Exit::Failed,
         }
     }

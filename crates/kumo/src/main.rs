@@ -16,7 +16,7 @@ use crate::error::CommandError;
 use crate::exit::Exit;
 use crate::output::{ColorChoice, Output};
 use crate::scope::Scope;
-use crate::source::{Reading, Source, SourceArgs};
+use crate::source::{NodeArgs, Reading, Source, SourceArgs};
 
 mod cel;
 mod completions;
@@ -24,16 +24,20 @@ mod doctor;
 mod error;
 mod exit;
 mod forest;
+mod grid;
 mod host;
+mod hosts;
 mod json;
 mod kill;
 mod many;
+mod map;
 mod output;
 mod pgrep;
 mod ps;
 mod scope;
 mod source;
 mod table;
+mod testbed;
 mod text;
 mod top;
 mod units;
@@ -67,6 +71,8 @@ Examples:
   kumo top                      the same, live
   kumo doctor                   what this kernel offers
   kumo up                       start the node: the same over HTTP, and faster
+  kumo hosts                    the hosts of the cluster; kumo map shows their links
+  kumo ps --all --sort -cpu     the processes of all of them
 
 Every subcommand has examples: kumo ps --help";
 
@@ -84,6 +90,12 @@ enum Command {
     Kill(kill::Kill),
     #[command(after_help = host::EXAMPLES)]
     Host(host::Host),
+    #[command(after_help = hosts::EXAMPLES)]
+    Hosts(hosts::Hosts),
+    #[command(after_help = map::EXAMPLES)]
+    Map(map::Map),
+    #[command(after_help = testbed::EXAMPLES)]
+    Testbed(testbed::Testbed),
     #[command(after_help = doctor::EXAMPLES)]
     Doctor(doctor::Doctor),
     #[command(after_help = completions::EXAMPLES)]
@@ -119,15 +131,34 @@ fn run(cli: &Cli, out: &mut Output) -> Result<Exit, CommandError> {
         }
         Command::Top(args) => top::run(args, open(cli, &args.source, Reading::Again, out)?, out),
         Command::Pgrep(args) => {
-            pgrep::run(args, &open(cli, &args.source, Reading::Once, out)?, out)
+            let source = open_many(cli, &args.scope, &args.source, Reading::Once, out)?;
+            pgrep::run(args, &source, out)
         }
         Command::Kill(args) => kill::run(args, out),
+        Command::Host(args) if args.which.is_some() => {
+            host::run(args, &open_node(cli, &args.source.at, out)?, out)
+        }
         // It tells which collector a node would take.
-        Command::Host(args) => host::run(args, &open(cli, &args.source, Reading::Again, out)?, out),
+        Command::Host(args) => {
+            let source = open_many(cli, &args.scope, &args.source, Reading::Again, out)?;
+            host::run(args, &source, out)
+        }
+        Command::Hosts(args) => hosts::run(args, &open_node(cli, &args.at, out)?, out),
+        Command::Map(args) => map::run(args, &open_node(cli, &args.at, out)?, out),
+        Command::Testbed(args) => testbed::run(args),
         Command::Up(args) => Ok(up::run(args, out)?),
         Command::Doctor(args) => doctor::run(args, out),
         Command::Completions(args) => completions::run(*args, &mut Cli::command(), out),
     }
+}
+
+/// As [`open()`], for what only a node knows.
+fn open_node(cli: &Cli, args: &NodeArgs, out: &mut Output) -> Result<Source, CommandError> {
+    let (source, said) = Source::open_node(args)?;
+    if cli.verbose {
+        out.warn(said);
+    }
+    Ok(source)
 }
 
 /// As [`open()`], for a command that may ask many hosts.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use kumo_abi::cluster::{HostInfo, HostOutcome, HostState, Outcome};
 use kumo_abi::{HostId, QueryText, Row};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::error::CommandError;
@@ -33,7 +33,7 @@ const PROGRESS_NAMED_MAX: usize = 3;
 const PROGRESS_WIDTH: usize = 78;
 
 /// Who was asked and who answered.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Asked {
     /// Hosts that were asked.
     pub asked: u64,
@@ -42,6 +42,9 @@ pub struct Asked {
     /// The others, and why.
     #[serde(default)]
     pub missing: Vec<HostOutcome>,
+    /// What is known of those that did, as it was said.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub answered_by: Vec<Value>,
 }
 
 /// Rows of many hosts.
@@ -63,7 +66,7 @@ pub struct AllRows {
 }
 
 /// One document from each of many hosts.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct AllAnswers {
     /// Who is in it.
     pub hosts: Asked,
@@ -72,7 +75,7 @@ pub struct AllAnswers {
 }
 
 /// What one host answered.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct OneAnswer {
     /// The host.
     #[serde(flatten)]
@@ -84,7 +87,7 @@ pub struct OneAnswer {
 }
 
 /// The hosts of a cluster as `/v2/hosts` lists them.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Cluster {
     /// Its name; a node without a cluster has none.
     #[serde(default)]
@@ -348,14 +351,10 @@ impl Progress {
         }
         let asked = if each { Cluster::ask(source).ok() } else { None };
         let hosts = asked.into_iter().flat_map(|cluster| cluster.hosts);
-        let expected = match scope.hosts.condition {
-            // Only the node can tell whom a condition means.
-            Some(_) => BTreeSet::new(),
-            None => hosts
-                .filter(|host| host.state == HostState::Alive)
-                .filter(|host| scope.hosts.dcs.is_empty() || scope.hosts.dcs.contains(&host.id.dc))
-                .map(|host| host.id)
-                .collect(),
+        let alive = hosts.filter(|host| host.state == HostState::Alive);
+        let expected = match scope.hosts.rule() {
+            Ok(rule) => alive.filter(|host| rule.means(host)).map(|host| host.id).collect(),
+            Err(_) => BTreeSet::new(),
         };
         let width = out.size().map_or(PROGRESS_WIDTH, |(columns, _)| columns.saturating_sub(1));
         let (began, seen) = (Instant::now(), BTreeSet::new());
@@ -443,7 +442,8 @@ mod tests {
             outcome: Outcome::Silent { after_ms: 2_000 },
         };
         let missing: Vec<HostOutcome> = (0..missing).map(one).collect();
-        Asked { asked: 200, answered: 200 - missing.len() as u64, missing }
+        let answered = 200 - missing.len() as u64;
+        Asked { asked: 200, answered, missing, answered_by: Vec::new() }
     }
 
     #[test]

@@ -8,7 +8,9 @@ use crate::cel;
 use crate::error::CommandError;
 use crate::exit::Exit;
 use crate::json;
+use crate::many::{self, Asked, Cluster, Progress};
 use crate::output::Output;
+use crate::scope::Scope;
 use crate::source::{Source, SourceArgs};
 use crate::text;
 
@@ -63,6 +65,9 @@ pub struct Pgrep {
     /// Print the whole answer as one JSON object
     #[arg(long, conflicts_with_all = ["count", "list_name", "list_full", "id"])]
     json: bool,
+    /// Which hosts.
+    #[command(flatten)]
+    pub scope: Scope,
     /// Where to ask.
     #[command(flatten)]
     pub source: SourceArgs,
@@ -77,45 +82,96 @@ Examples:
   kumo pgrep -n -x bash                the newest that is named exactly bash
   kumo pgrep --filter 'cpu > 90.0 && threads > 8'
   kumo kill $(kumo pgrep --id -x myapp)
+  kumo pgrep --all -a nginx            on all hosts: tokyo/a/4711 nginx: master process
+  kumo kill $(kumo pgrep --dc osaka --id -x myapp)
 
-It never lists itself. Exit status: 0 found, 1 none found or failed, 2 wrong usage.";
+It never lists itself. Exit status: 0 found, 1 none found or failed, 2 wrong usage, 3 some hosts are
+missing from the answer.";
 
 /// Runs it.
 ///
 /// # Errors
 /// See [`CommandError`].
 pub fn run(args: &Pgrep, source: &Source, out: &mut Output) -> Result<Exit, CommandError> {
-    let own = source.is_this_host().then(std::process::id);
-    let text = args.question(own)?;
-    // What is wrong with it is told in the same words as by `kumo ps`.
-    Query::parse(&text, &PROC, COLUMNS_DEFAULT)?;
+    // What is wrong with it is told in the same words as by `kumo ps`, and before anybody is asked.
+    Query::parse(&args.question(None)?, &PROC, COLUMNS_DEFAULT)?;
+    let text = args.question(args.not_itself(source)?)?;
+    if args.scope.is_many() {
+        return run_many(args, source, &text, out);
+    }
     let rows = source.proc(&text)?;
-    let found = if rows.rows.is_empty() { Exit::Failed } else { Exit::Done };
     if args.json {
         // The rows are small; asking a second time could give others.
         out.line(json::line(&rows)?)?;
-        return Ok(found);
+        return Ok(found(&rows.rows));
     }
-    if args.count {
-        out.line(rows.rows.len())?;
-        return Ok(found);
-    }
-    for (index, row) in rows.rows.iter().enumerate() {
-        if index > 0 {
-            out.raw(&args.delimiter)?;
-        }
-        out.raw(&args.entry(row))?;
-    }
-    if found == Exit::Done {
+    args.show(&rows.rows, out)
+}
+
+fn run_many(
+    args: &Pgrep,
+    source: &Source,
+    text: &QueryText,
+    out: &mut Output,
+) -> Result<Exit, CommandError> {
+    let progress = Progress::new(source, &args.scope, false, out);
+    if args.json {
+        let (asked, rows) = many::rows_to(source, text, &args.scope, progress, out.writer())?;
         out.line("")?;
-    } else if let Some(hint) = args.hint() {
-        out.warn(hint);
+        return Ok(asked.tell(found(&rows), out));
     }
-    Ok(found)
+    let mut rows: Vec<Row> = Vec::new();
+    let mut take = |line: &[u8]| {
+        rows.push(serde_json::from_slice(line)?);
+        Ok(())
+    };
+    let asked: Asked = many::each_row(source, text, &args.scope, progress, &mut take)?;
+    rows.sort_by_cached_key(many::host_of);
+    let exit = args.show(&rows, out)?;
+    Ok(asked.tell(exit, out))
+}
+
+fn found(rows: &[Row]) -> Exit {
+    if rows.is_empty() { Exit::Failed } else { Exit::Done }
 }
 
 impl Pgrep {
-    fn question(&self, own: Option<u32>) -> Result<QueryText, CommandError> {
+    /// Prints what was found.
+    fn show(&self, rows: &[Row], out: &mut Output) -> Result<Exit, CommandError> {
+        let found = found(rows);
+        if self.count {
+            out.line(rows.len())?;
+            return Ok(found);
+        }
+        for (index, row) in rows.iter().enumerate() {
+            if index > 0 {
+                out.raw(&self.delimiter)?;
+            }
+            out.raw(&self.entry(row))?;
+        }
+        if found == Exit::Done {
+            out.line("")?;
+        } else if let Some(hint) = self.hint() {
+            out.warn(hint);
+        }
+        Ok(found)
+    }
+
+    /// The condition that this command is not what it finds; nothing where it runs elsewhere.
+    fn not_itself(&self, source: &Source) -> Result<Option<String>, CommandError> {
+        if !source.is_this_host() {
+            return Ok(None);
+        }
+        let own = std::process::id();
+        if !self.scope.is_many() {
+            return Ok(Some(format!("pid != {own}")));
+        }
+        let here = Cluster::ask(source)?.asked;
+        let (dc, host) = (cel::literal(here.dc.as_str()), cel::literal(here.host.as_str()));
+        Ok(Some(format!("!(pid == {own} && dc == {dc} && host == {host})")))
+    }
+
+    fn question(&self, not_itself: Option<String>) -> Result<QueryText, CommandError> {
         let mut conditions = Vec::new();
         if let Some(pattern) = &self.pattern {
             let column = if self.full { "cmdline" } else { "comm" };
@@ -146,9 +202,7 @@ impl Pgrep {
                         `kumo ps` lists all processes";
             return Err(CommandError::Usage(what.to_owned()));
         }
-        if let Some(own) = own {
-            conditions.push(format!("pid != {own}"));
-        }
+        conditions.extend(not_itself);
         let sort = match (self.newest, self.oldest) {
             (true, _) => Some("-start,-pid".to_owned()),
             (_, true) => Some("start,pid".to_owned()),
@@ -174,6 +228,9 @@ impl Pgrep {
             Some(other) => other.to_string(),
         };
         let mut entry = cell(if self.id { "id" } else { "pid" });
+        if let Some(host) = many::host_of(row) {
+            entry = format!("{}/{entry}", text::visible(&host));
+        }
         if self.list_full || self.list_name {
             entry.push(' ');
             entry.push_str(&cell(if self.list_full { "cmdline" } else { "comm" }));
@@ -204,7 +261,7 @@ mod tests {
     fn question(line: &str) -> QueryText {
         let words = std::iter::once("pgrep").chain(line.split(' ').filter(|word| !word.is_empty()));
         let cli = Cli::try_parse_from(words).expect("good usage");
-        cli.pgrep.question(Some(7)).expect("a condition")
+        cli.pgrep.question(Some("pid != 7".to_owned())).expect("a condition")
     }
 
     #[test]
@@ -223,6 +280,18 @@ mod tests {
         let newest = question("-n sh");
         assert_eq!(newest.sort.as_deref(), Some("-start,-pid"));
         assert_eq!(newest.limit.as_deref(), Some("1"));
+    }
+
+    #[test]
+    fn processes_of_many_hosts_are_named_by_their_host() {
+        let row = serde_json::json!({"dc": "tokyo", "host": "a", "pid": 7, "id": "7@9", "comm": "x"});
+        let row = row.as_object().expect("an object");
+        for (line, want) in [("x", "tokyo/a/7"), ("--id x", "tokyo/a/7@9"), ("-l x", "tokyo/a/7 x")]
+        {
+            let words = std::iter::once("pgrep").chain(line.split(' '));
+            let cli = Cli::try_parse_from(words).expect("good usage");
+            assert_eq!(cli.pgrep.entry(row), want, "for {line:?}");
+        }
     }
 
     #[test]

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use kumo_abi::DcName;
+use kumo_abi::cluster::HostInfo;
+use kumo_abi::hosts::{self, HOSTS};
+use kumo_abi::{DcName, Filter};
 
 use crate::error::CommandError;
 use crate::source::{self, Reading, Source, SourceArgs};
@@ -14,7 +16,7 @@ const WAIT_MS: u64 = 2_000;
 /// Which hosts, as the command line says it. Without any of these: the one host that is asked.
 #[derive(Clone, Debug, Default, clap::Args)]
 #[command(next_help_heading = "Which hosts")]
-pub struct Hosts {
+pub struct HostChoice {
     /// All hosts of the cluster
     #[arg(long)]
     pub all: bool,
@@ -32,14 +34,14 @@ pub struct Hosts {
 pub struct Scope {
     /// Which hosts.
     #[command(flatten)]
-    pub hosts: Hosts,
+    pub hosts: HostChoice,
     /// Wait this long for them, in milliseconds; who has not answered then is named
     #[arg(long, value_name = "MS", default_value_t = WAIT_MS)]
     #[arg(value_parser = clap::value_parser!(u64).range(10..=60_000))]
     pub wait: u64,
 }
 
-impl Hosts {
+impl HostChoice {
     /// Whether they are asked as many, even if there is but one.
     pub fn is_many(&self) -> bool {
         self.all || !self.dcs.is_empty() || self.condition.is_some()
@@ -56,6 +58,19 @@ impl Hosts {
         }
     }
 
+    /// The same as a rule.
+    ///
+    /// # Errors
+    /// The condition is wrong.
+    pub fn rule(&self) -> Result<HostRule<'_>, CommandError> {
+        let compile = |text: &String| {
+            let wrong = |error| CommandError::Usage(format!("--where: {error}"));
+            Filter::compile(text, &HOSTS).map_err(wrong)
+        };
+        let filter = self.condition.as_ref().map(compile).transpose()?;
+        Ok(HostRule { dcs: &self.dcs, filter })
+    }
+
     /// Adds the parameters that say it to a node.
     pub fn push(&self, parameters: &mut String) {
         if !self.dcs.is_empty() {
@@ -68,8 +83,24 @@ impl Hosts {
     }
 }
 
+/// Tells whom a person means.
+#[derive(Debug)]
+pub struct HostRule<'a> {
+    dcs: &'a [DcName],
+    filter: Option<Filter>,
+}
+
+impl HostRule<'_> {
+    /// Whether this host is meant.
+    pub fn means(&self, host: &HostInfo) -> bool {
+        let filter = |filter: &Filter| filter.matches(&|column| hosts::value(host, column));
+        (self.dcs.is_empty() || self.dcs.contains(&host.id.dc))
+            && self.filter.as_ref().is_none_or(filter)
+    }
+}
+
 impl Scope {
-    /// See [`Hosts::is_many`].
+    /// See [`HostChoice::is_many`].
     pub fn is_many(&self) -> bool {
         self.hosts.is_many()
     }
@@ -97,6 +128,8 @@ impl Scope {
         if !self.is_many() {
             return Ok(Source::open(args, reading)?);
         }
+        // What is wrong with it is told before anybody is asked.
+        self.hosts.rule()?;
         if args.collector.is_some() {
             let what = "--collector reads this host alone; --all, --dc and --where ask a node";
             return Err(CommandError::Usage(what.to_owned()));

@@ -336,7 +336,7 @@ pub(super) mod tests {
             dc: "local".to_owned(),
             host: "web-1".to_owned(),
             as_of: "2025-01-02T03:04:05.678901Z".to_owned(),
-            kernel: Kernel::default(),
+            kernel: Kernel { release: "6.1.0".to_owned(), ..Kernel::default() },
             boot: Boot { boot_id: BOOT.to_owned(), uptime_seconds: 273_600.0, ..Boot::default() },
             cpu: Cpu {
                 online: cpus,

@@ -179,6 +179,12 @@ const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 /// Rows of the screen that a header without a screen is made for.
 const BATCH_ROWS: u16 = 50;
 
+/// A host with two CPUs, for tests.
+#[cfg(test)]
+pub fn made_up_report() -> k2i::host::HostReport {
+    data::tests::host(2).report
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
