@@ -13,6 +13,7 @@ use kumo_abi::{HostId, QueryText, Row};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::cel;
 use crate::error::CommandError;
 use crate::exit::Exit;
 use crate::output::Output;
@@ -419,6 +420,19 @@ fn progress_line(expected: &BTreeSet<HostId>, seen: &BTreeSet<HostId>, waited: D
         write!(line, " and {more} more").ok();
     }
     line + " …"
+}
+
+/// The condition that a process is not this command itself; nothing where the node is another host's.
+///
+/// # Errors
+/// See [`SourceError`].
+pub fn not_itself(source: &Source) -> Result<Option<String>, SourceError> {
+    if !source.is_this_host() {
+        return Ok(None);
+    }
+    let (own, here) = (std::process::id(), Cluster::ask(source)?.asked);
+    let (dc, host) = (cel::literal(here.dc.as_str()), cel::literal(here.host.as_str()));
+    Ok(Some(format!("!(pid == {own} && dc == {dc} && host == {host})")))
 }
 
 /// A row's host as it is written, `tokyo/a`; nothing where the row does not say it.

@@ -8,7 +8,7 @@ use crate::cel;
 use crate::error::CommandError;
 use crate::exit::Exit;
 use crate::json;
-use crate::many::{self, Asked, Cluster, Progress};
+use crate::many::{self, Asked, Progress};
 use crate::output::Output;
 use crate::scope::Scope;
 use crate::source::{Source, SourceArgs};
@@ -159,16 +159,10 @@ impl Pgrep {
 
     /// The condition that this command is not what it finds; nothing where it runs elsewhere.
     fn not_itself(&self, source: &Source) -> Result<Option<String>, CommandError> {
-        if !source.is_this_host() {
-            return Ok(None);
+        if self.scope.is_many() {
+            return Ok(many::not_itself(source)?);
         }
-        let own = std::process::id();
-        if !self.scope.is_many() {
-            return Ok(Some(format!("pid != {own}")));
-        }
-        let here = Cluster::ask(source)?.asked;
-        let (dc, host) = (cel::literal(here.dc.as_str()), cel::literal(here.host.as_str()));
-        Ok(Some(format!("!(pid == {own} && dc == {dc} && host == {host})")))
+        Ok(source.is_this_host().then(|| format!("pid != {}", std::process::id())))
     }
 
     fn question(&self, not_itself: Option<String>) -> Result<QueryText, CommandError> {
@@ -284,7 +278,8 @@ mod tests {
 
     #[test]
     fn processes_of_many_hosts_are_named_by_their_host() {
-        let row = serde_json::json!({"dc": "tokyo", "host": "a", "pid": 7, "id": "7@9", "comm": "x"});
+        let row =
+            serde_json::json!({"dc": "tokyo", "host": "a", "pid": 7, "id": "7@9", "comm": "x"});
         let row = row.as_object().expect("an object");
         for (line, want) in [("x", "tokyo/a/7"), ("--id x", "tokyo/a/7@9"), ("-l x", "tokyo/a/7 x")]
         {
