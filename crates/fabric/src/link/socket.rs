@@ -1,7 +1,7 @@
 //! The TCP connection of a link, shared: TLS reads and writes it, the list of links asks it for its
 //! round trip and cuts it.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -105,6 +105,26 @@ impl AsyncWrite for Tcp {
                 done => return Poll::Ready(done),
             }
         }
+    }
+
+    /// TLS hands over its records as slices. After a refusal it writes only once: all of them must go
+    /// then, or the alert is lost.
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(self.0.poll_write_ready(cx))?;
+            match self.0.try_write_vectored(slices) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                done => return Poll::Ready(done),
+            }
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -11,8 +11,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use kumo_abi::{ClusterName, HostId};
 use kumo_abi::cluster::Role;
+use kumo_abi::{ClusterName, HostId};
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{Resumption, verify_server_cert_signed_by_trust_anchor};
