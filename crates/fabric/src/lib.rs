@@ -1,14 +1,515 @@
 //! Hosts and data centres joined into one system.
-
-#![allow(dead_code)] // Its parts are built one after the other; goes with the last.
+//!
+//! A [`Fabric`] is one node's part of it: who is there ([`members`]), what they say about themselves and
+//! what shall be (the [`store`]), and questions to many at once ([`Fabric::gather`]). There is no
+//! centre and no quorum: a site that is cut off goes on with what it knows.
+//!
+//! Between hosts runs TLS of our own ([`link`]), in which Zenoh's control plane travels; no other crate
+//! names Zenoh.
 
 pub mod ask;
 pub mod clock;
+mod gather;
 pub mod identity;
 pub mod join;
 pub mod link;
 pub mod members;
+mod net;
 pub mod pki;
 pub mod rendezvous;
+mod shared;
+pub mod sealed;
 pub mod store;
 pub mod token;
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use kumo_abi::HostId;
+use kumo_abi::cluster::{Card, HostInfo, LinkReport, Role};
+use tokio::runtime::Handle;
+use tokio::sync::{broadcast, mpsc};
+use tokio::task::{JoinSet, spawn_blocking};
+use tokio::time::{interval, timeout};
+
+pub use self::ask::{Answerer, Answering, Ask, Part};
+use self::identity::{Gateway, Identity};
+use self::join::desk::RenewError;
+use self::join::{Desk, registry};
+use self::link::{LinkError, Links};
+use self::net::{Keys, sync, watch};
+pub use self::shared::HostEvent;
+use self::shared::{CARDS, Shared, card_key};
+use self::store::{Store, StoreError};
+use self::token::{Token, TokenAsk, TokenError};
+
+/// How often what others wrote is put on the disk.
+const FLUSH_EVERY: Duration = Duration::from_secs(1);
+
+/// How often it is looked whether our certificate is due for renewal.
+const RENEWAL_EVERY: Duration = Duration::from_secs(600);
+
+/// Saying good-bye takes no longer; who is not told sees the token go.
+const BYE_TIME_MAX: Duration = Duration::from_millis(500);
+
+/// The prefix of what the desired state says of evicted certificates.
+const EVICTED: &str = "evicted/";
+
+/// Between two attempts to open a session after one has failed outright.
+const REOPEN_AFTER: Duration = Duration::from_secs(1);
+
+/// How a node takes part.
+#[derive(Debug)]
+pub struct FabricConfig {
+    /// Who it is.
+    pub identity: Identity,
+    /// Where its identity and its copy of the desired state are, `<state>/fabric`. Without one nothing
+    /// is kept: for simulated hosts.
+    pub state_dir: Option<PathBuf>,
+    /// Where its sockets are, `<run>/fabric`; made if it is not there.
+    pub run_dir: PathBuf,
+    /// What it says about itself.
+    pub card: Card,
+}
+
+/// Why a node does not take part. Nothing of it runs.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The desired state.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The links.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    /// The key of the authority, on a gateway.
+    #[error(transparent)]
+    Identity(#[from] identity::IdentityError),
+    /// A file of ours.
+    #[error("cannot write {}", path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+}
+
+/// One node's part of the cluster. Clones are the same one; it ends when [`Fabric::close`] is called or
+/// the last clone is dropped.
+#[derive(Clone, Debug)]
+pub struct Fabric {
+    parts: Arc<Parts>,
+}
+
+#[derive(Debug)]
+struct Parts {
+    shared: Arc<Shared>,
+    identity: Arc<ArcSwap<Identity>>,
+    /// None after the end.
+    links: ArcSwapOption<Links>,
+    tasks: Mutex<JoinSet<()>>,
+}
+
+impl Fabric {
+    /// Takes part. Returns when this node answers and listens; the others appear when they are reached,
+    /// if that takes for ever.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub async fn open(
+        config: FabricConfig,
+        answerer: Arc<dyn Answerer>,
+    ) -> Result<Fabric, OpenError> {
+        let FabricConfig { identity, state_dir, run_dir, card } = config;
+        let (me, role) = (identity.host.clone(), identity.role);
+        let keys = Keys::new(&identity.cluster);
+        let (store, incarnation) = match &state_dir {
+            Some(dir) => {
+                (Store::open(&dir.join("store.redb"), me.clone())?, next_incarnation(dir)?)
+            }
+            None => (Store::in_memory(me.clone()), now_ms()),
+        };
+        let store = Arc::new(store);
+        let identity = Arc::new(ArcSwap::from_pointee(identity));
+        let shared = Arc::new(Shared::new(
+            me.clone(),
+            role,
+            incarnation,
+            keys,
+            Arc::clone(&store),
+            answerer,
+        ));
+        let desk = match &state_dir {
+            Some(dir) if role == Role::Gateway => Some(desk(dir, &identity, &shared)?),
+            _ => None,
+        };
+        let serving = desk.clone().map(|desk| desk as Arc<dyn join::JoinDesk>);
+        let links = Arc::new(Links::open(identity.load_full(), &run_dir, serving).await?);
+        let mut tasks = JoinSet::new();
+        let (sightings, seen) = mpsc::unbounded_channel();
+        let (incoming, taking) = sync::start(&shared);
+        tasks.spawn(taking);
+        tasks.spawn(watch::decide(Arc::clone(&shared), seen));
+        tasks.spawn(watch::tell_ends(Arc::clone(&shared), links.ends(), sightings.clone()));
+        tasks.spawn(sync::tell_changes(Arc::clone(&shared), store.changes()));
+        tasks.spawn(sync::compare(
+            Arc::clone(&shared),
+            incoming.clone(),
+            shared.events.subscribe(),
+        ));
+        tasks.spawn(flush(Arc::clone(&store)));
+        tasks.spawn(follow(
+            Arc::clone(&shared),
+            Arc::clone(&identity),
+            Arc::clone(&links),
+            state_dir.clone(),
+        ));
+        if let Some(dir) = state_dir {
+            tasks.spawn(renew(Arc::clone(&identity), Arc::clone(&links), dir, desk));
+        }
+        // After `tell_changes` listens: what is put now, others hear of when there is a session.
+        put_card(&store, &me, &card)?;
+        tasks.spawn(connect(Arc::clone(&shared), Arc::clone(&links), sightings, incoming));
+        let tasks = Mutex::new(tasks);
+        let links = ArcSwapOption::from(Some(links));
+        Ok(Fabric { parts: Arc::new(Parts { shared, identity, links, tasks }) })
+    }
+
+    /// Who this node is.
+    pub fn identity(&self) -> Arc<Identity> {
+        self.parts.identity.load_full()
+    }
+
+    /// All hosts of the cluster, the dead ones too, in order.
+    pub fn hosts(&self) -> Vec<HostInfo> {
+        self.parts.shared.hosts()
+    }
+
+    /// Changes of hosts' states from now on. Who lags behind misses some, is told so, and looks at
+    /// [`Fabric::hosts`].
+    pub fn events(&self) -> broadcast::Receiver<HostEvent> {
+        self.parts.shared.events.subscribe()
+    }
+
+    /// The links of this node.
+    pub fn links(&self) -> Vec<LinkReport> {
+        self.parts.links.load().as_ref().map_or_else(Vec::new, |links| links.reports())
+    }
+
+    /// Where this node listens, with the real port; members do not.
+    pub fn local_addr(&self) -> Option<std::net::SocketAddr> {
+        self.parts.links.load().as_ref().and_then(|links| links.local_addr())
+    }
+
+    /// Asks many hosts. Parts come as they are known; every host is in exactly one of them. Dropping the
+    /// receiver ends it.
+    pub fn gather(&self, ask: Ask) -> mpsc::Receiver<Part> {
+        net::question::gather(&self.parts.shared, ask)
+    }
+
+    /// The desired state.
+    pub fn store(&self) -> &Arc<Store> {
+        &self.parts.shared.store
+    }
+
+    /// Takes back the certificates of a host: its links are cut, and it gets no others. Returns how
+    /// many there were.
+    ///
+    /// # Errors
+    /// See [`EvictError`].
+    pub async fn evict(&self, host: &HostId) -> Result<usize, EvictError> {
+        if *host == self.parts.shared.me {
+            return Err(EvictError::Myself);
+        }
+        if !self.hosts().iter().any(|info| info.id == *host)
+            && !registry::is_known(self.store(), host, now_ms())
+        {
+            return Err(EvictError::Unknown(host.clone()));
+        }
+        let (host, store) = (host.clone(), Arc::clone(self.store()));
+        let evicting = spawn_blocking(move || registry::evict(&store, &host, now_ms()));
+        Ok(evicting.await.map_err(EvictError::Ended)??)
+    }
+
+    /// Makes a token that lets hosts into the cluster.
+    ///
+    /// # Errors
+    /// See [`TokenError`].
+    pub async fn token(&self, ask: TokenAsk) -> Result<Token, TokenError> {
+        let (store, identity) = (Arc::clone(self.store()), self.identity());
+        let making = spawn_blocking(move || token::create(&store, &identity, &ask, now_ms()));
+        // A panic of ours goes on here.
+        making.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
+    }
+
+    /// Says good-bye and stops taking part.
+    pub async fn close(&self) {
+        let shared = &self.parts.shared;
+        if let Some(session) = shared.session() {
+            let bye = session.put(shared.keys.bye(&shared.me, shared.incarnation), Vec::new());
+            if timeout(BYE_TIME_MAX, async { bye.express(true).await }).await.is_err() {
+                tracing::debug!("the others could not be told that this node stops");
+            }
+            // In any case the token goes with the session.
+            let _ = timeout(BYE_TIME_MAX, async { session.close().await }).await;
+        }
+        let mut tasks =
+            std::mem::take(&mut *self.parts.tasks.lock().unwrap_or_else(PoisonError::into_inner));
+        tasks.shutdown().await;
+        shared.set_session(None);
+        // The tasks are gone, and nobody else keeps it.
+        if let Some(links) = self.parts.links.swap(None).and_then(Arc::into_inner) {
+            links.close().await;
+        }
+        let store = Arc::clone(&shared.store);
+        let _ = spawn_blocking(move || store.flush()).await;
+    }
+}
+
+/// Why a host was not evicted.
+#[derive(Debug, thiserror::Error)]
+pub enum EvictError {
+    /// This node.
+    #[error("a host does not evict itself; on it, `kumo leave` leaves the cluster")]
+    Myself,
+    /// Nobody has that name.
+    #[error("there is no host `{0}` in the cluster; `kumo hosts` lists them")]
+    Unknown(HostId),
+    /// The disk.
+    #[error("the eviction could not be written")]
+    Store(#[from] StoreError),
+    /// A bug of ours.
+    #[error("evicting failed")]
+    Ended(#[source] tokio::task::JoinError),
+}
+
+/// Where those who want to join are served.
+fn desk(
+    dir: &Path,
+    identity: &Arc<ArcSwap<Identity>>,
+    shared: &Arc<Shared>,
+) -> Result<Arc<Desk>, OpenError> {
+    let at = Arc::downgrade(shared);
+    let is_alive = move |host: &HostId| {
+        at.upgrade().is_some_and(|shared| shared.standing(host) == gather::Standing::Present)
+    };
+    let (identity, store) = (Arc::clone(identity), Arc::clone(&shared.store));
+    let authority = identity::load_authority(dir)?;
+    let desk = Desk::new(dir.to_owned(), identity, store, authority, Box::new(is_alive))?;
+    Ok(Arc::new(desk))
+}
+
+/// Milliseconds since the Unix epoch.
+fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// A number for this start that is greater than that of every start before, also when the clock was
+/// set back meanwhile.
+fn next_incarnation(dir: &Path) -> Result<u64, OpenError> {
+    let path = dir.join("incarnation");
+    let last = std::fs::read_to_string(&path).ok().and_then(|text| text.trim().parse::<u64>().ok());
+    let next = now_ms().max(last.map_or(0, |last| last + 1));
+    match std::fs::write(&path, format!("{next}\n")) {
+        Ok(()) => Ok(next),
+        Err(source) => Err(OpenError::File { path, source }),
+    }
+}
+
+/// Puts our card where all can see it, if it is not there already.
+fn put_card(store: &Store, me: &HostId, card: &Card) -> Result<(), StoreError> {
+    let key = card_key(me);
+    let bytes = serde_json::to_vec(card).unwrap_or_default();
+    if store.value(&key).as_ref() == Some(&bytes) {
+        return Ok(());
+    }
+    store.put(&key, bytes)
+}
+
+/// Opens the session, however long that takes, and declares what stays.
+async fn connect(
+    shared: Arc<Shared>,
+    links: Arc<Links>,
+    sightings: watch::Sightings,
+    incoming: sync::Incoming,
+) {
+    loop {
+        let (listen, connect) = (links.zenoh_listen(), links.zenoh_connect());
+        let opened = net::open(shared.role, listen.as_deref(), &connect).await;
+        let declared = match opened {
+            Ok(session) => {
+                let declared = declare(&shared, &session, &sightings, &incoming).await;
+                declared.map(|held| (session, held))
+            }
+            Err(error) => Err(error),
+        };
+        match declared {
+            Ok((session, held)) => {
+                shared.set_session(Some(session));
+                // Ends with its task; until then Zenoh connects again by itself.
+                let _held = held;
+                return std::future::pending().await;
+            }
+            Err(error) => {
+                tracing::error!("the fabric's session could not be opened: {error}");
+                tokio::time::sleep(REOPEN_AFTER).await;
+            }
+        }
+    }
+}
+
+type Held = (watch::Watching, sync::Syncing, Vec<zenoh::query::Queryable<()>>);
+
+async fn declare(
+    shared: &Arc<Shared>,
+    session: &zenoh::Session,
+    sightings: &watch::Sightings,
+    incoming: &sync::Incoming,
+) -> zenoh::Result<Held> {
+    let mut queryables = vec![net::answer::answer_asks(shared, session).await?];
+    if shared.role == Role::Gateway {
+        queryables.push(net::answer::relay_asks(shared, session).await?);
+    }
+    let syncing = sync::declare(shared, session, incoming).await?;
+    // Last: whoever sees the token may ask.
+    let watching = watch::declare(shared, session, sightings).await?;
+    Ok((watching, syncing, queryables))
+}
+
+async fn flush(store: Arc<Store>) {
+    let mut every = interval(FLUSH_EVERY);
+    let mut failed = false;
+    loop {
+        every.tick().await;
+        let store = Arc::clone(&store);
+        let flushed = spawn_blocking(move || store.flush()).await;
+        match flushed {
+            Ok(Ok(())) => failed = false,
+            Ok(Err(error)) if !failed => {
+                tracing::error!("{error}; it is tried again each second");
+                failed = true;
+            }
+            Ok(Err(_)) | Err(_) => (),
+        }
+    }
+}
+
+/// Acts on what the desired state says of links: who is evicted, and who is a gateway.
+async fn follow(
+    shared: Arc<Shared>,
+    identity: Arc<ArcSwap<Identity>>,
+    links: Arc<Links>,
+    state_dir: Option<PathBuf>,
+) {
+    let mut changes = shared.store.changes();
+    loop {
+        links.set_evicted(registry::evicted(&shared.store));
+        let now = identity.load_full();
+        let gateways = gateways(&shared, &now);
+        if gateways != now.gateways {
+            if let Some(dir) = &state_dir
+                && let Err(error) = identity::save_gateways(dir, &gateways)
+            {
+                tracing::error!("the list of gateways could not be written: {error}");
+            }
+            let next = Arc::new(Identity { gateways, ..(*now).clone() });
+            identity.store(Arc::clone(&next));
+            if let Err(error) = links.set_identity(next) {
+                tracing::error!("the list of gateways could not be used: {error}");
+            }
+        }
+        loop {
+            match changes.recv().await {
+                Ok(change) if concerns_links(&change.key) => break,
+                Ok(_) => (),
+                Err(broadcast::error::RecvError::Lagged(_)) => break,
+                Err(broadcast::error::RecvError::Closed) => return,
+            }
+        }
+    }
+}
+
+fn concerns_links(key: &str) -> bool {
+    key.starts_with(EVICTED) || key.starts_with(CARDS)
+}
+
+/// The gateways that cards tell of. One that has no card yet is kept: we were told of it when we joined.
+/// One that had a card and has none any more was evicted.
+fn gateways(shared: &Shared, identity: &Identity) -> Vec<Gateway> {
+    let hosts = shared.hosts();
+    let of_cards = hosts.iter().filter(|info| info.id != shared.me).filter_map(|info| {
+        let card = info.card.as_ref().filter(|card| card.role == Role::Gateway)?;
+        Some(Gateway { host: info.id.clone(), addresses: card.addresses.clone() })
+    });
+    let mut gateways: Vec<Gateway> = of_cards.collect();
+    for known in &identity.gateways {
+        let told = gateways.iter().any(|gateway| gateway.host == known.host);
+        if !told && shared.store.entry(&card_key(&known.host)).is_none() {
+            gateways.push(known.clone());
+        }
+    }
+    gateways.sort_by(|a, b| a.host.cmp(&b.host));
+    gateways
+}
+
+/// Renews our certificate when two thirds of its life are over: a gateway by itself where it can, else
+/// by a gateway.
+async fn renew(
+    identity: Arc<ArcSwap<Identity>>,
+    links: Arc<Links>,
+    dir: PathBuf,
+    desk: Option<Arc<Desk>>,
+) {
+    let mut every = interval(RENEWAL_EVERY);
+    loop {
+        every.tick().await;
+        let now = identity.load_full();
+        if !now.peer().is_ok_and(|own| own.wants_renewal(now_ms())) {
+            continue;
+        }
+        let renewed = match renew_by(desk.as_ref(), &now, &dir).await {
+            Ok(renewed) => renewed,
+            Err(error) => {
+                let error = chain(error.as_ref());
+                tracing::warn!("the certificate of this host was not renewed: {error}");
+                continue;
+            }
+        };
+        tracing::info!("the certificate of this host was renewed");
+        identity.store(Arc::clone(&renewed));
+        if let Err(error) = links.set_identity(renewed) {
+            tracing::error!("the new certificate of this host could not be used: {error}");
+        }
+    }
+}
+
+async fn renew_by(
+    desk: Option<&Arc<Desk>>,
+    now: &Identity,
+    dir: &Path,
+) -> Result<Arc<Identity>, Box<dyn std::error::Error + Send + Sync>> {
+    if let Some(desk) = desk.cloned() {
+        match spawn_blocking(move || desk.renew_own()).await? {
+            Err(RenewError::NoAuthority) => (),
+            renewed => return Ok(renewed?),
+        }
+    }
+    // It writes files: on a thread that may block.
+    let (now, dir, runtime) = (now.clone(), dir.to_owned(), Handle::current());
+    let renewing = spawn_blocking(move || runtime.block_on(join::renew(&now, &dir)));
+    Ok(Arc::new(renewing.await??))
+}
+
+/// An error and its causes in one line.
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}

@@ -130,6 +130,12 @@ impl Members {
         self.hosts.iter().filter(move |(id, m)| id.dc == *dc && m.role == Role::Gateway)
     }
 
+    /// Of which start of a host it would be news that its connections were ended.
+    pub fn may_have_ended(&self, host: &HostId) -> Option<u64> {
+        let member = self.hosts.get(host)?;
+        (!member.ended && member.state != HostState::Dead).then_some(member.incarnation)
+    }
+
     /// Takes in what happened to a token at `now_ms`.
     pub fn see(&mut self, seen: Seen, now_ms: u64) -> Vec<Change> {
         match seen {
@@ -248,7 +254,10 @@ impl Members {
             .filter(gone)
             .map(|gateway| if gateway.ended { GRACE_MS } else { SILENT_GRACE_MS })
             .max();
-        (HostState::Dead, vanished_ms + wait_ms.unwrap_or(SETTLE_MS))
+        // A gateway that nobody says was killed fell silent, or a data centre is being cut off: the
+        // others of its data centre may follow, each by its own lease.
+        let alone_ms = if member.role == Role::Gateway { GRACE_MS } else { SETTLE_MS };
+        (HostState::Dead, vanished_ms + wait_ms.unwrap_or(alone_ms))
     }
 
     /// Of a host that was cut off and whose data centre can be reached again: it has time to show

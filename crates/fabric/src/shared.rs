@@ -1,0 +1,196 @@
+//! What the parts of a running fabric share.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use arc_swap::ArcSwapOption;
+use kumo_abi::cluster::{Card, HostInfo, HostState, Role};
+use kumo_abi::{DcName, HostId};
+use serde::Serialize;
+use tokio::runtime::Handle;
+use tokio::sync::{Semaphore, broadcast};
+use zenoh::Session;
+
+use crate::ask::Answerer;
+use crate::gather::Standing;
+use crate::members::{Change, Members};
+use crate::net::Keys;
+use crate::net::answer::{ANSWERS_MAX, RELAYS_MAX};
+use crate::store::Store;
+
+/// Events that a slow reader may be behind before it misses some.
+const EVENTS_MAX: usize = 4_096;
+
+/// A host's state has changed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct HostEvent {
+    /// Which host.
+    #[serde(flatten)]
+    pub id: HostId,
+    /// What it is.
+    pub role: Role,
+    /// What is known now.
+    pub state: HostState,
+}
+
+/// The key of a host's card in the store.
+pub(crate) fn card_key(host: &HostId) -> String {
+    format!("{CARDS}{host}")
+}
+
+/// The prefix of all cards' keys.
+pub(crate) const CARDS: &str = "host/";
+
+/// A running fabric, without its tasks.
+pub(crate) struct Shared {
+    pub(crate) me: HostId,
+    pub(crate) role: Role,
+    /// Which start of this node it is.
+    pub(crate) incarnation: u64,
+    pub(crate) keys: Keys,
+    pub(crate) handle: Handle,
+    pub(crate) store: Arc<Store>,
+    pub(crate) answerer: Arc<dyn Answerer>,
+    pub(crate) answers: Semaphore,
+    pub(crate) relays: Semaphore,
+    pub(crate) events: broadcast::Sender<HostEvent>,
+    session: ArcSwapOption<Session>,
+    members: Mutex<Members>,
+    began: Instant,
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared").field("me", &self.me).finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    pub(crate) fn new(
+        me: HostId,
+        role: Role,
+        incarnation: u64,
+        keys: Keys,
+        store: Arc<Store>,
+        answerer: Arc<dyn Answerer>,
+    ) -> Shared {
+        Shared {
+            me,
+            role,
+            incarnation,
+            keys,
+            handle: Handle::current(),
+            store,
+            answerer,
+            answers: Semaphore::new(ANSWERS_MAX),
+            relays: Semaphore::new(RELAYS_MAX),
+            events: broadcast::Sender::new(EVENTS_MAX),
+            session: ArcSwapOption::empty(),
+            members: Mutex::default(),
+            began: Instant::now(),
+        }
+    }
+
+    /// The session, once there is one.
+    pub(crate) fn session(&self) -> Option<Arc<Session>> {
+        self.session.load_full().filter(|session| !session.is_closed())
+    }
+
+    pub(crate) fn set_session(&self, session: Option<Session>) {
+        self.session.store(session.map(Arc::new));
+    }
+
+    /// Milliseconds since this fabric began: the clock of the members.
+    pub(crate) fn now_ms(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// The members. The rules do not panic; if they did, what they hold is still plain values.
+    pub(crate) fn members(&self) -> MutexGuard<'_, Members> {
+        self.members.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells all who listen.
+    pub(crate) fn announce(&self, changes: Vec<Change>) {
+        for Change { host, role, state } in changes {
+            match state {
+                HostState::Alive | HostState::Left => tracing::info!("{host} is {}", state.name()),
+                HostState::Dead | HostState::CutOff => tracing::warn!("{host} is {}", state.name()),
+            }
+            // It fails when nobody listens.
+            let _ = self.events.send(HostEvent { id: host, role, state });
+        }
+    }
+
+    /// What is known of a host.
+    pub(crate) fn standing(&self, host: &HostId) -> Standing {
+        let now_ms = self.now_ms();
+        let members = self.members();
+        match members.find(host) {
+            Some(member) if member.state == HostState::Alive => Standing::Present,
+            Some(member) => Standing::Gone(member.state, now_ms.saturating_sub(member.since_ms)),
+            None if self.store.value(&card_key(host)).is_some() => {
+                Standing::Gone(unseen(&members, &host.dc), now_ms)
+            }
+            None => Standing::Unknown,
+        }
+    }
+
+    /// A gateway of another data centre, or of ours where we are none, that merges answers; not
+    /// `lost`. Which one is chosen by our name, so that many who ask use all of them.
+    pub(crate) fn merger(&self, dc: &DcName, lost: Option<&HostId>) -> Option<HostId> {
+        if self.role == Role::Gateway && self.me.dc == *dc {
+            return None;
+        }
+        let members = self.members();
+        let gateways: Vec<&HostId> =
+            members.gateways(dc).filter(|gateway| Some(*gateway) != lost).collect();
+        let spread: usize = self.me.host.as_str().bytes().map(usize::from).sum();
+        gateways.get(spread % gateways.len().max(1)).map(|gateway| (*gateway).clone())
+    }
+
+    /// All hosts: those that were seen, and those that only have a card.
+    pub(crate) fn hosts(&self) -> Vec<HostInfo> {
+        let now_ms = self.now_ms();
+        let mut cards: std::collections::BTreeMap<HostId, Card> = self
+            .store
+            .with_prefix(CARDS)
+            .into_iter()
+            .filter_map(|(key, card)| {
+                let id = key.strip_prefix(CARDS)?.parse().ok()?;
+                Some((id, serde_json::from_slice(&card).ok()?))
+            })
+            .collect();
+        let members = self.members();
+        let mut hosts: Vec<HostInfo> = members
+            .iter()
+            .map(|(id, member)| HostInfo {
+                id: id.clone(),
+                state: member.state,
+                state_ms: now_ms.saturating_sub(member.since_ms),
+                incarnation: Some(member.incarnation),
+                card: cards.remove(id),
+            })
+            // Who was evicted, or has left, is remembered only as long as it is there.
+            .filter(|info| info.card.is_some() || info.state == HostState::Alive)
+            .collect();
+        hosts.extend(cards.into_iter().map(|(id, card)| HostInfo {
+            state: if id == self.me { HostState::Alive } else { unseen(&members, &id.dc) },
+            state_ms: now_ms,
+            incarnation: (id == self.me).then_some(self.incarnation),
+            id,
+            card: Some(card),
+        }));
+        hosts.sort_by(|a, b| a.id.cmp(&b.id));
+        hosts
+    }
+}
+
+/// What a host is that has a card and was never seen alive by this node.
+fn unseen(members: &Members, dc: &DcName) -> HostState {
+    match members.gateways(dc).next() {
+        Some(_) => HostState::Dead,
+        None => HostState::CutOff,
+    }
+}
