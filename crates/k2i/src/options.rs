@@ -19,12 +19,12 @@ pub struct ServeOptions {
     /// How to read the process table: auto, iter.s, iter or proc
     #[arg(long, value_name = "NAME", default_value = "auto")]
     collector: CollectorChoice,
-    /// Name of this data centre in answers
-    #[arg(long, value_name = "NAME", default_value = DC_DEFAULT, value_parser = parse_name)]
-    dc: String,
+    /// Name of this data centre in answers; `local` by default
+    #[arg(long, value_name = "NAME", value_parser = parse_name)]
+    pub dc: Option<String>,
     /// Name of this host in answers; the kernel's by default
     #[arg(long, value_name = "NAME", value_parser = parse_name)]
-    host: Option<String>,
+    pub host: Option<String>,
     /// Serve HTTPS with this certificate chain (PEM)
     #[arg(long, value_name = "FILE", requires = "tls_key")]
     tls_cert: Option<PathBuf>,
@@ -47,7 +47,7 @@ impl ServeOptions {
     pub fn engine(&self) -> EngineConfig {
         EngineConfig {
             collector: self.collector,
-            dc: self.dc.clone(),
+            dc: self.dc.clone().unwrap_or_else(|| DC_DEFAULT.to_owned()),
             host: self.host.clone().unwrap_or_else(host_name),
         }
     }

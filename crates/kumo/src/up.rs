@@ -9,7 +9,9 @@ use std::time::Duration;
 use k2i::http::serve::Listen;
 use k2i::options::ServeOptions;
 use k2i::{AskError, Parts, Table, host};
-use kumo_node::{Dirs, LISTEN_DEFAULT, Node, NodeConfig, StartError, default_dirs};
+use kumo_node::{
+    Dirs, LISTEN_DEFAULT, Node, NodeConfig, Signals, StartError, Waited, default_dirs,
+};
 use tracing_subscriber::EnvFilter;
 
 use crate::exit::Exit;
@@ -104,37 +106,65 @@ pub fn run(args: &Up, out: &mut Output) -> Result<Exit, UpError> {
         .with_writer(io::stderr)
         .with_ansi(io::IsTerminal::is_terminal(&io::stderr()))
         .init();
-    let config = config(args);
-    let (dc, host) = (config.dc.clone(), config.host.clone());
-    let node = Node::start(config)?;
-    node.stop_on_signals()?;
-
-    let host = text::visible(&host);
-    let collector = collector(&node);
-    // Whoever started us with port 0 waits for this line.
-    out.line(format_args!("kumo: {dc}/{host} serves {} (collector {collector})", node.url()))?;
-    for line in first_steps(args, &node) {
-        out.line(line)?;
+    let signals = Signals::listen()?;
+    let mut config = config(args);
+    while let Waited::Reopen = once(args, &mut config, view, &signals, out)? {
+        out.line("kumo: starts anew")?;
     }
-    out.flush()?;
-    if view {
-        let mut view = View { seen: host::cpu_seconds().unwrap_or_default(), shown: false };
-        while !node.wait(VIEW_PERIOD) {
-            view.show(out, &node)?;
-        }
-        out.line("")?;
-    } else {
-        tracing::info!("serving {} and {}", node.url(), node.socket().display());
-        while !node.wait(WAIT) {}
-    }
-    node.stop();
     out.line("kumo: stopped")?;
     Ok(Exit::Done)
 }
 
+/// Runs one node until it is told to stop or to reopen.
+fn once(
+    args: &Up,
+    config: &mut NodeConfig,
+    view: bool,
+    signals: &Signals,
+    out: &mut Output,
+) -> Result<Waited, UpError> {
+    let node = Node::start(config.clone())?;
+    node.stop_on(signals);
+    if let (Listen::Tcp(asked), Some(address)) = (&mut config.listen, node.address()) {
+        *asked = address; // The next one is found where this one was, also on a port that was free.
+    }
+    let collector = collector(&node);
+    let hosts = match node.cluster() {
+        Some(cluster) => format!("; cluster {cluster}, {} hosts seen", node.hosts().len()),
+        None => String::new(),
+    };
+    // Whoever started us with port 0 waits for this line.
+    let (id, url) = (node.id(), node.url());
+    out.line(format_args!("kumo: {id} serves {url} (collector {collector}{hosts})"))?;
+    for line in first_steps(args, &node) {
+        out.line(line)?;
+    }
+    out.flush()?;
+    let ended = if view {
+        let mut view = View { seen: host::cpu_seconds().unwrap_or_default(), shown: false };
+        let ended = loop {
+            match node.wait(VIEW_PERIOD) {
+                Waited::Longest => view.show(out, &node)?,
+                ended => break ended,
+            }
+        };
+        out.line("")?;
+        ended
+    } else {
+        tracing::info!("serving {} and {}", node.url(), node.socket().display());
+        loop {
+            match node.wait(WAIT) {
+                Waited::Longest => {}
+                ended => break ended,
+            }
+        }
+    };
+    node.stop();
+    Ok(ended)
+}
+
 fn config(args: &Up) -> NodeConfig {
     let default = default_dirs();
-    let engine = args.serve.engine();
     NodeConfig {
         dirs: Dirs {
             state: args.state_dir.clone().unwrap_or(default.state),
@@ -143,9 +173,9 @@ fn config(args: &Up) -> NodeConfig {
         listen: args.listen.clone(),
         tls: args.serve.tls(),
         insecure: args.serve.insecure,
-        collector: engine.collector,
-        dc: engine.dc,
-        host: engine.host,
+        collector: args.serve.engine().collector,
+        dc: args.serve.dc.clone(),
+        host: args.serve.host.clone(),
     }
 }
 

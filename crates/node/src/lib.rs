@@ -4,29 +4,41 @@
 //! that what a killed node leaves behind stops nobody. Beside its TCP address it serves a Unix
 //! socket, for the commands of the user it runs as.
 
+mod answer;
+mod api;
 mod dirs;
 mod lock;
+mod names;
+mod signals;
+mod web;
 
 use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use k2i::http::serve::{
-    BindError, Bound, Exposed, Listen, StopSignals, check_exposure, runtime, tick,
-};
+use k2i::http::serve::{BindError, Bound, Exposed, Listen, check_exposure, runtime, tick};
 use k2i::http::tls::{TlsError, TlsFiles, load};
-use k2i::http::{Api, router};
+use k2i::http::{Api, router_with};
 use k2i::{CollectorChoice, Engine, EngineConfig, OpenError};
+use kumo_abi::cluster::{HostInfo, Role};
+use kumo_abi::{ClusterName, HostId};
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
+pub use answer::HOST_ANSWER_BYTES_MAX;
+use answer::HostAnswerer;
+pub use api::{GATHER_BYTES_MAX, GATHERS_MAX};
 pub use dirs::{DirError, Dirs, SYSTEM_RUN_DIR, SYSTEM_STATE_DIR, default_dirs, socket_path};
 pub use k2i::options::DC_DEFAULT;
 use lock::Lock;
 pub use lock::LockError;
+pub use names::{NameError, host_id};
+pub use signals::Signals;
+use web::{Web, card};
 
 /// Where a node listens unless told otherwise. The stand-alone `k2i` has 8000, as the original.
 pub const LISTEN_DEFAULT: &str = "127.0.0.1:7080";
@@ -47,10 +59,11 @@ pub struct NodeConfig {
     pub insecure: bool,
     /// How to read the process table.
     pub collector: CollectorChoice,
-    /// Name of this data centre.
-    pub dc: String,
-    /// Name of this host.
-    pub host: String,
+    /// Name of this data centre. Without one it is that of the node's certificate, else
+    /// [`DC_DEFAULT`]. One that contradicts the certificate is an error.
+    pub dc: Option<String>,
+    /// Name of this host, likewise; else the kernel's.
+    pub host: Option<String>,
 }
 
 /// Why a node did not start. Nothing of it runs.
@@ -68,6 +81,9 @@ pub enum StartError {
     /// Another node is there.
     #[error(transparent)]
     Lock(#[from] LockError),
+    /// What the node shall be called.
+    #[error(transparent)]
+    Name(#[from] NameError),
     /// The process table.
     #[error(transparent)]
     Open(#[from] OpenError),
@@ -79,6 +95,17 @@ pub enum StartError {
     Runtime(#[source] io::Error),
 }
 
+/// What ended a wait for the end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Waited {
+    /// Nothing: the time is over.
+    Longest,
+    /// The node was told to stop.
+    Stop,
+    /// The node was told to start anew, with what its files say now: stop it and start another.
+    Reopen,
+}
+
 /// A node that runs; stopped when dropped.
 #[derive(Debug)]
 pub struct Node {
@@ -88,6 +115,9 @@ pub struct Node {
     /// That of the address, and that of the socket: other machines cannot keep the commands of this
     /// one from their answers.
     apis: [Arc<Api>; 2],
+    web: Web,
+    answerer: Arc<HostAnswerer>,
+    reopen: watch::Sender<bool>,
     url: String,
     socket: PathBuf,
     started: Instant,
@@ -106,15 +136,24 @@ impl Node {
         }
         let tls = config.tls.as_ref().map(load).transpose()?;
         let locks = take(&config.dirs)?;
+        let me = host_id(config.dc.as_deref(), config.host.as_deref())?;
         let engine = Arc::new(Engine::open(EngineConfig {
             collector: config.collector,
-            dc: config.dc,
-            host: config.host,
+            dc: me.dc.to_string(),
+            host: me.host.to_string(),
         })?);
-        let apis = [Api::new(Arc::clone(&engine)), Api::new(Arc::clone(&engine))];
-        let runtime = runtime(apis.len()).map_err(StartError::Runtime)?;
+        // One for what others ask, too: nobody's questions keep those of another from their answers.
+        let [open, local, others] = [(); 3].map(|()| Api::new(Arc::clone(&engine)));
+        let runtime = runtime(3).map_err(StartError::Runtime)?;
         let (stop, stopping) = watch::channel(false);
+        let (reopen, _) = watch::channel(false);
+        let started = Instant::now();
+        let answerer = HostAnswerer::new(me.clone());
+        let web = Web::lone(me, card(Role::Gateway), started, Arc::clone(&answerer));
+        let shared = || api::Shared::new(web.clone(), stopping.clone(), reopen.clone());
+        answerer.open(router_with(others, api::own_routes(shared())));
         let socket = socket_path(&config.dirs.run);
+        let apis = [open, local];
         let (serving, url) = {
             let _within = runtime.enter();
             // The address first: where it is taken, no socket of ours appears and goes again.
@@ -125,19 +164,51 @@ impl Node {
             let local = Bound::unix(&socket)?;
             let url = open.url().to_owned();
             let serve = |bound: Bound, api: &Arc<Api>| {
-                runtime.spawn(bound.serve(router(Arc::clone(api)), stopping.clone()))
+                let shared = shared();
+                let more = api::own_routes(shared.clone()).merge(api::wide_routes(shared));
+                runtime.spawn(bound.serve(router_with(Arc::clone(api), more), stopping.clone()))
             };
             runtime.spawn(tick(engine));
             (vec![serve(open, &apis[0]), serve(local, &apis[1])], url)
         };
-        let runtime = Some(runtime);
-        let started = Instant::now();
-        Ok(Node { runtime, stop, serving, apis, url, socket, started, _locks: locks })
+        Ok(Node {
+            runtime: Some(runtime),
+            stop,
+            serving,
+            apis,
+            web,
+            answerer,
+            reopen,
+            url,
+            socket,
+            started,
+            _locks: locks,
+        })
+    }
+
+    /// The cluster that it is part of.
+    pub fn cluster(&self) -> Option<ClusterName> {
+        self.web.cluster()
+    }
+
+    /// Its data centre and its name.
+    pub fn id(&self) -> HostId {
+        self.web.me()
+    }
+
+    /// The hosts of its cluster, in order; itself alone without one.
+    pub fn hosts(&self) -> Vec<HostInfo> {
+        self.web.hosts()
     }
 
     /// The address of its API, with the real port: `http://127.0.0.1:7080`.
     pub fn url(&self) -> &str {
         &self.url
+    }
+
+    /// The TCP address of its API, with the real port; `None` where that is a Unix socket.
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.url.split_once("://")?.1.parse().ok()
     }
 
     /// The socket that it serves for commands.
@@ -160,32 +231,32 @@ impl Node {
         self.started.elapsed()
     }
 
-    /// From now on SIGINT and SIGTERM end [`Node::wait`], not the process.
-    ///
-    /// # Errors
-    /// When the system lets us not listen for them.
-    pub fn stop_on_signals(&self) -> io::Result<()> {
-        let Some(runtime) = &self.runtime else { return Ok(()) };
+    /// From now on these signals end [`Node::wait`].
+    pub fn stop_on(&self, signals: &Signals) {
+        let Some(runtime) = &self.runtime else { return };
         let stop = self.stop.clone();
-        let mut signals = {
-            let _within = runtime.enter();
-            StopSignals::listen()?
-        };
+        let mut told = signals.told();
         runtime.spawn(async move {
-            // Not within the macro: it would wait only where the line is logged.
-            let name = signals.next().await;
-            tracing::info!("{name}: stopping");
-            stop.send_replace(true);
+            // An error means that nobody can tell any more; then nobody has.
+            if told.wait_for(|told| *told).await.is_ok() {
+                stop.send_replace(true);
+            }
         });
-        Ok(())
     }
 
-    /// Waits until the node is told to stop, at most `longest`; whether it was.
-    pub fn wait(&self, longest: Duration) -> bool {
-        let Some(runtime) = &self.runtime else { return true };
+    /// Waits until the node is told to stop or to reopen, at most `longest`.
+    pub fn wait(&self, longest: Duration) -> Waited {
+        let Some(runtime) = &self.runtime else { return Waited::Stop };
         let mut stopping = self.stop.subscribe();
-        let told = async { timeout(longest, stopping.wait_for(|stop| *stop)).await.is_ok() };
-        runtime.block_on(told)
+        let mut reopening = self.reopen.subscribe();
+        let told = async {
+            tokio::select! {
+                biased;
+                _ = stopping.wait_for(|stop| *stop) => Waited::Stop,
+                _ = reopening.wait_for(|reopen| *reopen) => Waited::Reopen,
+            }
+        };
+        runtime.block_on(async { timeout(longest, told).await.unwrap_or(Waited::Longest) })
     }
 
     /// Stops: no more connections, then a few seconds for those in the middle of an answer, then the
@@ -206,6 +277,7 @@ impl Drop for Node {
                 let _ = task.await;
             }
         });
+        self.answerer.close();
         runtime.shutdown_timeout(RUNTIME_STOP_MAX);
     }
 }

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use k2i::http::serve::{BindError, Listen};
 use k2i::{CollectorChoice, CollectorKind};
-use kumo_node::{Dirs, LockError, Node, NodeConfig, StartError, socket_path};
+use kumo_node::{Dirs, LockError, Node, NodeConfig, StartError, Waited, socket_path};
 
 /// A node on a free port, with the fastest collector to open.
 fn config(state: &Path, run: &Path) -> NodeConfig {
@@ -22,8 +22,8 @@ fn config(state: &Path, run: &Path) -> NodeConfig {
         tls: None,
         insecure: false,
         collector: CollectorChoice::Only(CollectorKind::Proc),
-        dc: "tokyo".to_owned(),
-        host: "web-1".to_owned(),
+        dc: Some("tokyo".to_owned()),
+        host: Some("web-1".to_owned()),
     }
 }
 
@@ -54,7 +54,7 @@ fn a_node_serves_its_address_and_its_socket() {
         assert!(answer.contains(r#""dc":"tokyo","host":"web-1""#), "{answer}");
     }
     assert_eq!(node.requests(), 2);
-    assert!(!node.wait(Duration::ZERO), "nobody told it to stop");
+    assert_eq!(node.wait(Duration::ZERO), Waited::Longest, "nobody told it to stop");
 
     let socket = node.socket().to_owned();
     node.stop();

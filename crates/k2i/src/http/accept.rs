@@ -9,7 +9,7 @@ use super::problem::Refused;
 ///
 /// # Errors
 /// 406 where it refuses them all.
-pub(crate) fn choose(
+pub fn choose(
     headers: &HeaderMap,
     offered: &'static [&'static str],
 ) -> Result<&'static str, Refused> {

@@ -22,8 +22,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use axum::extract::{DefaultBodyLimit, Path};
 use axum::extract::rejection::PathRejection;
+use axum::extract::{DefaultBodyLimit, Path};
 use axum::http::{Method, StatusCode, Uri};
 use axum::routing::get;
 use axum::{Json, Router};
@@ -37,8 +37,10 @@ use tower_http::compression::predicate::SizeAbove;
 
 use crate::engine::Engine;
 
+pub use accept::choose;
 pub use guard::{REQUEST_BODY_BYTES_MAX, TARGET_BYTES_MAX, Via, check_change};
 pub use problem::{PROBLEM_JSON, Refused, chain};
+pub use v2::{Asked, QUERY_PARAMETERS, parameters};
 
 /// Most answers of one [`Api`] under way at once: being made, or being read by their client. Each
 /// holds its table, its rows' numbers, two pieces of about 128 KiB, and up to 1 MiB where it is

@@ -1,7 +1,7 @@
 //! Refusals, as RFC 9457 problem documents.
 
 use std::error::Error;
-use std::fmt::Write;
+use std::fmt::{self, Write};
 
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -70,6 +70,13 @@ impl Refused {
             "The server failed",
             "a bug in the server; its log says more",
         )
+    }
+}
+
+impl fmt::Display for Refused {
+    /// What happened here and what to do.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.problem.detail)
     }
 }
 

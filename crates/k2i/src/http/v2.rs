@@ -159,28 +159,34 @@ async fn host(State(api): State<Arc<Api>>, uri: Uri, headers: HeaderMap) -> Repl
 }
 
 /// What the query of an address asks for.
-#[derive(Debug, Default, PartialEq)]
-struct Asked {
-    query: QueryText,
-    max_age: Duration,
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Asked {
+    /// The query; not checked yet.
+    pub query: QueryText,
+    /// How old the table may be.
+    pub max_age: Duration,
 }
 
-const QUERY_PARAMETERS: &[&str] = &["columns", "filter", "sort", "limit", "group", "max_age_ms"];
+/// The parameters of a query for rows.
+pub const QUERY_PARAMETERS: &[&str] =
+    &["columns", "filter", "sort", "limit", "group", "max_age_ms"];
 
 impl Asked {
     /// Reads the parameters of an address; others than those `known` here are refused.
-    fn parse(uri: &Uri, known: &[&str]) -> Result<Asked, Refused> {
-        let pairs = UrlQuery::<Vec<(String, String)>>::try_from_uri(uri)
-            .map_err(|error| Refused::bad_request(error.body_text()))?;
+    ///
+    /// # Errors
+    /// 400, with what is wrong.
+    pub fn parse(uri: &Uri, known: &[&str]) -> Result<Asked, Refused> {
+        Asked::of(parameters(uri, known)?)
+    }
+
+    /// Reads parameters that stand in [`QUERY_PARAMETERS`].
+    ///
+    /// # Errors
+    /// As [`Asked::parse`].
+    pub fn of(pairs: Vec<(String, String)>) -> Result<Asked, Refused> {
         let mut asked = Asked::default();
-        let mut seen = Vec::new();
-        for (name, value) in pairs.0 {
-            if !known.contains(&name.as_str()) {
-                return Err(unknown_parameter(&name, known));
-            }
-            if seen.contains(&name) {
-                return Err(Refused::bad_request(format!("parameter `{name}` stands twice")));
-            }
+        for (name, value) in pairs {
             match name.as_str() {
                 "columns" => asked.query.columns = Some(plus(value)),
                 "filter" => asked.query.filter = Some(value),
@@ -189,10 +195,27 @@ impl Asked {
                 "group" => asked.query.group = Some(value),
                 _ => asked.max_age = parse_max_age(&value)?,
             }
-            seen.push(name);
         }
         Ok(asked)
     }
+}
+
+/// The parameters of an address, each once; others than those `known` are refused.
+///
+/// # Errors
+/// 400, with what is wrong.
+pub fn parameters(uri: &Uri, known: &[&str]) -> Result<Vec<(String, String)>, Refused> {
+    let pairs = UrlQuery::<Vec<(String, String)>>::try_from_uri(uri)
+        .map_err(|error| Refused::bad_request(error.body_text()))?;
+    for (index, (name, _)) in pairs.0.iter().enumerate() {
+        if !known.contains(&name.as_str()) {
+            return Err(unknown_parameter(name, known));
+        }
+        if pairs.0[..index].iter().any(|(earlier, _)| earlier == name) {
+            return Err(Refused::bad_request(format!("parameter `{name}` stands twice")));
+        }
+    }
+    Ok(pairs.0)
 }
 
 /// A `+` in an address is read as a blank, as forms write it. In front of a list of columns only the

@@ -1,0 +1,131 @@
+//! `/v2/hosts/{dc}/{host}/…`: one host, asked through this node.
+
+use axum::RequestExt as _;
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::rejection::{BytesRejection, PathRejection};
+use axum::extract::{Path, Query as UrlQuery, Request, State};
+use axum::http::{Method, StatusCode, Uri, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use k2i::http::{PROBLEM_JSON, Refused, check_change, parameters};
+use kumo_abi::HostId;
+use kumo_abi::cluster::Outcome;
+use kumo_abi::merge;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use super::all::push_query;
+use super::gather::{Gather, in_words};
+use super::scope::{self, Scope};
+use super::{JSON, Reply, Shared};
+use crate::answer::Question;
+
+pub(super) fn routes() -> Router<Shared> {
+    Router::new()
+        .route("/v2/hosts/{dc}/{host}/{*path}", get(read))
+        .route("/v2/hosts/{dc}/{host}/proc/{id}/signal", post(signal))
+}
+
+/// Any document of one host.
+async fn read(
+    State(shared): State<Shared>,
+    names: Result<Path<(String, String, String)>, PathRejection>,
+    uri: Uri,
+) -> Reply {
+    let Path((dc, host, _)) = names.map_err(|error| Refused::bad_request(error.body_text()))?;
+    let id = host_id(&dc, &host)?;
+    let pairs = UrlQuery::<Vec<(String, String)>>::try_from_uri(&uri)
+        .map_err(|error| Refused::bad_request(error.body_text()))?;
+    // Which host is said by the path; how long it is waited for, by the only parameter of ours.
+    let (mut wait, pairs): (Vec<_>, Vec<_>) =
+        pairs.0.into_iter().partition(|(name, _)| name == "wait_ms");
+    let scope = Scope::take(&mut wait)?;
+    // As it was written: pieces of the path may be encoded.
+    let path: Vec<&str> = uri.path().splitn(6, '/').collect();
+    let mut target = format!("/v2/{}", path.last().copied().unwrap_or_default());
+    push_query(&mut target, &pairs);
+    ask(&shared, id, Question::get(target), &scope, false).await
+}
+
+/// A signal to a process of one host.
+async fn signal(
+    State(shared): State<Shared>,
+    names: Result<Path<(String, String, String)>, PathRejection>,
+    uri: Uri,
+    request: Request,
+) -> Reply {
+    check_change(request.extensions())?;
+    let Path((dc, host, process)) =
+        names.map_err(|error| Refused::bad_request(error.body_text()))?;
+    let id = host_id(&dc, &host)?;
+    let scope = Scope::take(&mut parameters(&uri, &scope::PARAMETERS[2..])?)?;
+    let body: Result<Bytes, BytesRejection> = request.extract().await;
+    let body = body.map_err(|error| Refused::bad_request(error.body_text()))?;
+    let body = serde_json::from_slice(&body)
+        .map_err(|error| Refused::bad_request(format!("the body is no JSON: {error}")))?;
+    if !process.bytes().all(|byte| byte.is_ascii_digit() || byte == b'@') {
+        return Err(Refused::bad_request("the process is neither PID nor PID@START"));
+    }
+    let target = format!("/v2/proc/{process}/signal");
+    let question =
+        Question { method: Method::POST.to_string(), body: Some(body), ..Question::get(target) };
+    ask(&shared, id, question, &scope, true).await
+}
+
+fn host_id(dc: &str, host: &str) -> Result<HostId, Refused> {
+    format!("{dc}/{host}").parse().map_err(|error| {
+        let (dc, host) = (dc.escape_debug(), host.escape_debug());
+        Refused::bad_request(format!("`{dc}/{host}` is no host: {error}"))
+    })
+}
+
+/// What one host answered, with its body as it stands.
+#[derive(Deserialize)]
+struct One<'a> {
+    status: u16,
+    #[serde(borrow)]
+    body: &'a RawValue,
+}
+
+async fn ask(
+    shared: &Shared,
+    id: HostId,
+    question: Question,
+    scope: &Scope,
+    changes: bool,
+) -> Reply {
+    if !shared.web.hosts().iter().any(|host| host.id == id) {
+        let detail = format!("there is no host {id}; /v2/hosts lists those there are");
+        let title = "There is no such host";
+        return Err(Refused::new(StatusCode::NOT_FOUND, "no-such-host", title, detail));
+    }
+    let _place = shared.place().await?;
+    let asked = vec![id.clone()];
+    let mut gather = Gather::start(&shared.web, question.encode(), asked, scope.wait, changes);
+    let answers = gather.all().await;
+    let finished = merge::finish_lists(&answers);
+    let one: Option<One<'_>> = serde_json::from_slice(&finished.rows).ok();
+    if let Some(One { status, body }) = one {
+        return Ok(passed_on(status, body.get()));
+    }
+    let tally = gather.tally(std::iter::empty(), finished.spoiled.iter());
+    let outcome = tally.missing.first().map(|one| &one.outcome);
+    let said = outcome.map_or_else(|| "said nothing".to_owned(), in_words);
+    let doubt = match outcome {
+        Some(Outcome::Silent { .. }) if changes => "; it may still do what it was asked to",
+        _ => "",
+    };
+    let status = match outcome {
+        Some(Outcome::Refused { .. }) => StatusCode::BAD_GATEWAY,
+        _ => StatusCode::GATEWAY_TIMEOUT,
+    };
+    let title = "The host gave no answer";
+    Err(Refused::new(status, "no-answer", title, format!("{id} {said}{doubt}")))
+}
+
+fn passed_on(status: u16, body: &str) -> Response {
+    let status = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY);
+    let kind = if status.is_success() { JSON } else { PROBLEM_JSON };
+    (status, [(header::CONTENT_TYPE, kind)], k2i::escaped_json(body)).into_response()
+}

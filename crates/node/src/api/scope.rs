@@ -1,0 +1,147 @@
+//! Which hosts are asked, and how long they are waited for.
+
+use std::time::Duration;
+
+use k2i::http::Refused;
+use kumo_abi::cluster::{HostInfo, HostState};
+use kumo_abi::hosts::{self, HOSTS};
+use kumo_abi::limits::QUERY_TEXT_BYTES_MAX;
+use kumo_abi::{DcName, Filter, HostId};
+
+/// The parameters that say so.
+pub(super) const PARAMETERS: &[&str] = &["dc", "where", "wait_ms"];
+
+/// How long hosts are waited for unless said otherwise: a person at a terminal still waits.
+const WAIT_DEFAULT: Duration = Duration::from_millis(2_000);
+
+/// The shortest and longest wait, in milliseconds. Less than a round trip across the world makes no
+/// sense, and neither does more than a client waits for a silent server.
+const WAIT_MS: std::ops::RangeInclusive<u64> = 10..=60_000;
+
+/// Which hosts, and how long.
+#[derive(Debug)]
+pub(super) struct Scope {
+    dcs: Option<Vec<DcName>>,
+    condition: Option<Filter>,
+    /// How long hosts are waited for.
+    pub(super) wait: Duration,
+}
+
+impl Scope {
+    /// Takes the parameters that are for us, and leaves the others.
+    pub(super) fn take(pairs: &mut Vec<(String, String)>) -> Result<Scope, Refused> {
+        let mut scope = Scope { dcs: None, condition: None, wait: WAIT_DEFAULT };
+        let (ours, others): (Vec<_>, Vec<_>) =
+            pairs.drain(..).partition(|(name, _)| PARAMETERS.contains(&name.as_str()));
+        *pairs = others;
+        for (name, value) in ours {
+            match name.as_str() {
+                "dc" => scope.dcs = Some(parse_dcs(&value)?),
+                "where" => scope.condition = Some(parse_condition(&value)?),
+                _ => scope.wait = parse_wait(&value)?,
+            }
+        }
+        Ok(scope)
+    }
+
+    /// Those of `hosts` that are meant, also dead ones: who is asked for is answered for. Who said
+    /// good-bye is no part of the cluster.
+    pub(super) fn choose(&self, hosts: &[HostInfo]) -> Vec<HostId> {
+        let meant = |host: &&HostInfo| {
+            host.state != HostState::Left
+                && self.dcs.as_ref().is_none_or(|dcs| dcs.contains(&host.id.dc))
+                && self
+                    .condition
+                    .as_ref()
+                    .is_none_or(|condition| condition.matches(&|column| hosts::value(host, column)))
+        };
+        hosts.iter().filter(meant).map(|host| host.id.clone()).collect()
+    }
+}
+
+fn parse_dcs(text: &str) -> Result<Vec<DcName>, Refused> {
+    let parse = |name: &str| {
+        name.trim().parse().map_err(|error| {
+            let name = name.escape_debug();
+            Refused::bad_request(format!("`{name}` is no data centre: {error}"))
+        })
+    };
+    text.split(',').map(parse).collect()
+}
+
+fn parse_condition(text: &str) -> Result<Filter, Refused> {
+    if text.len() > QUERY_TEXT_BYTES_MAX {
+        let (len, max) = (text.len(), QUERY_TEXT_BYTES_MAX);
+        return Err(Refused::bad_request(format!("where: {len} bytes, and {max} is the most")));
+    }
+    Filter::compile(text, &HOSTS).map_err(|error| Refused::bad_request(format!("where: {error}")))
+}
+
+fn parse_wait(text: &str) -> Result<Duration, Refused> {
+    let number = text.parse::<u64>().ok().filter(|wait_ms| WAIT_MS.contains(wait_ms));
+    number.map(Duration::from_millis).ok_or_else(|| {
+        let (least, most) = (WAIT_MS.start(), WAIT_MS.end());
+        let text = text.escape_debug();
+        Refused::bad_request(format!("wait_ms `{text}` is no number from {least} to {most}"))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn scope(pairs: &[(&str, &str)]) -> Result<Scope, Refused> {
+        let pair = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+        let mut pairs = pairs.iter().map(pair).collect();
+        let scope = Scope::take(&mut pairs)?;
+        assert!(pairs.iter().all(|(name, _)| name == "limit"), "the others stay");
+        Ok(scope)
+    }
+
+    #[test]
+    fn hosts_are_chosen() {
+        let host = |name: &str, state| HostInfo {
+            id: name.parse().expect("a host"),
+            state,
+            state_ms: 0,
+            incarnation: None,
+            card: None,
+        };
+        let hosts = [
+            host("osaka/a", HostState::Alive),
+            host("osaka/b", HostState::Left),
+            host("tokyo/a", HostState::Dead),
+            host("tokyo/b", HostState::CutOff),
+        ];
+        let cases: [(&[(&str, &str)], &str); 6] = [
+            (&[], "osaka/a tokyo/a tokyo/b"),
+            (&[("dc", "tokyo, nowhere"), ("limit", "3")], "tokyo/a tokyo/b"),
+            (&[("where", "host == 'a'")], "osaka/a tokyo/a"),
+            (&[("where", "host == 'a'"), ("dc", "tokyo")], "tokyo/a"),
+            (&[("where", "state == 'alive'")], "osaka/a"),
+            (&[("where", "cpus > 1")], ""),
+        ];
+        for (pairs, want) in cases {
+            let chosen = scope(pairs).expect("good parameters").choose(&hosts);
+            let names: Vec<_> = chosen.iter().map(ToString::to_string).collect();
+            assert_eq!(names.join(" "), want, "for {pairs:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_refused_is_named() {
+        let long = "x".repeat(QUERY_TEXT_BYTES_MAX + 1);
+        let cases = [
+            ("dc", "", "is no data centre"),
+            ("dc", "a,/", "`/` is no data centre"),
+            ("where", "hots == 'a'", "did you mean `host`?"),
+            ("where", &long, "is the most"),
+            ("wait_ms", "9", "from 10 to 60000"),
+            ("wait_ms", "-1", "from 10 to 60000"),
+        ];
+        for (name, value, want) in cases {
+            let refused = scope(&[(name, value)]).expect_err(want).to_string();
+            assert!(refused.contains(want), "{refused:?} does not say {want:?}");
+        }
+    }
+}
