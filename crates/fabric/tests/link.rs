@@ -416,8 +416,8 @@ async fn sockets_are_private_and_what_a_killed_node_left_is_removed() {
     fs::write(run.join("g1"), "no socket").expect("a new file");
     let authority = authority("acme");
     let gateway = identity(&authority, "tokyo/gw", Role::Gateway);
-    let gateway = knowing(gateway, "osaka/gw", "127.0.0.1:9");
-    let gateway = knowing(gateway, "tokyo/gw", "127.0.0.1:9");
+    let gateway = knowing(gateway, "osaka/gw", SocketAddr::new(from(1), 9));
+    let gateway = knowing(gateway, "tokyo/gw", SocketAddr::new(from(1), 9));
     let links = Links::open(Arc::new(gateway), &run, None).await.expect("links");
     let mode = |path: &Path| fs::metadata(path).expect("it is there").permissions().mode() & 0o777;
     let doors = links.zenoh_connect();

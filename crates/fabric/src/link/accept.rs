@@ -83,15 +83,24 @@ async fn serve(shared: Arc<Shared>, stream: TcpStream, from: SocketAddr, half_op
     let opening = timeout(HANDSHAKE_MAX, open(&shared, tcp.clone(), from));
     let Some(opened) = shared.unless_closing(opening).await else { return };
     let opened = opened.unwrap_or(Err((HandshakeError::Slow(HANDSHAKE_MAX), None)));
-    // From here the limits of links and of joins hold.
-    drop(half_open);
     match opened {
-        Ok(Opened::Link { peer, stream, local }) => {
-            let registered = shared.register(peer, false, from, tcp);
-            welcome(registered, stream, local).await;
+        Ok(Opened::Link { peer, mut stream, local }) => {
+            match shared.register(peer, false, from, tcp) {
+                Ok(registered) => {
+                    drop(half_open); // From here the limit of links holds.
+                    // What follows shows whether that arrived.
+                    let _ = stream.write_u8(Welcome::Come.code()).await;
+                    let _ = stream.flush().await;
+                    run(registered, stream, local).await;
+                }
+                Err(why) => turn_away(stream, why).await,
+            }
         }
         Ok(Opened::NotReady { stream }) => turn_away(stream, Welcome::NotReady).await,
-        Ok(Opened::Join { peer, stream }) => join(&shared, peer, stream, from).await,
+        Ok(Opened::Join { peer, stream }) => {
+            drop(half_open); // From here the limit of joins holds.
+            join(&shared, peer, stream, from).await;
+        }
         Err((error, tcp)) => {
             let whom = from.ip();
             // Who just looks whether a port is open is worth no warning.
@@ -156,23 +165,7 @@ async fn open(
     }
 }
 
-/// Lets the other host begin, and passes bytes until the end.
-async fn welcome(
-    registered: Result<super::Registered, Welcome>,
-    mut stream: TlsStream<Tcp>,
-    local: UnixStream,
-) {
-    match registered {
-        Ok(registered) => {
-            // Its answer shows whether that arrived.
-            let _ = stream.write_u8(Welcome::Come.code()).await;
-            let _ = stream.flush().await;
-            run(registered, stream, local).await;
-        }
-        Err(why) => turn_away(stream, why).await,
-    }
-}
-
+/// Closes a link that cannot be used, and says why.
 async fn turn_away(mut stream: TlsStream<Tcp>, why: Welcome) {
     let say = async {
         stream.write_u8(why.code()).await?;

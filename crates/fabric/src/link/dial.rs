@@ -73,7 +73,10 @@ async fn link(
         }
         Err(failures) => {
             let words: Vec<String> = failures.iter().map(ToString::to_string).collect();
-            let words = words.join("; ");
+            let words = match &words[..] {
+                [] => "no address of it is known".to_owned(),
+                words => words.join("; "),
+            };
             shared.say(&whom, format_args!("cannot reach the {whom}: {words}"));
             let is_refused = |failure: &Failure| match &failure.why {
                 DialError::Connect(error) => error.kind() == io::ErrorKind::ConnectionRefused,

@@ -461,3 +461,57 @@ impl Setup {
 pub(super) fn peer_of(certificates: Option<&[CertificateDer<'_>]>) -> Option<Peer> {
     certificates?.first().and_then(|certificate| Peer::of(certificate).ok())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn certificates_are_judged_by_name_then_proof_then_eviction_then_use() {
+        let host = |name: &str| -> HostId { name.parse().expect("a host") };
+        let ours: ClusterName = "acme".parse().expect("a name");
+        let peer = Peer {
+            cluster: ours.clone(),
+            host: host("tokyo/gw"),
+            role: Role::Gateway,
+            key_id: KeyId::of_public_key(b"a key"),
+            not_before_ms: 10_000,
+            not_after_ms: 20_000,
+        };
+        let theirs = Peer { cluster: "beta".parse().expect("a name"), ..peer.clone() };
+        let member = Peer { role: Role::Member, ..peer.clone() };
+        let wrong = |error| Err(rustls::Error::InvalidCertificate(error));
+        let (none, evicted) = (BTreeSet::new(), BTreeSet::from([peer.key_id]));
+        let (gw, other) = (Some(host("tokyo/gw")), Some(host("tokyo/b")));
+        let unknown = CertificateError::UnknownIssuer;
+        #[rustfmt::skip]
+        let cases = [
+            (&peer, Ok(()), &none, &None, 15_000, None),
+            (&peer, Ok(()), &none, &gw, 15_000, None),
+            (&member, Ok(()), &none, &None, 15_000, None),
+            (&theirs, wrong(unknown.clone()), &none, &None, 15_000, Some(("cluster `beta`", AlertDescription::UnknownCA))),
+            (&theirs, Ok(()), &none, &None, 15_000, Some(("cluster `beta`", AlertDescription::UnknownCA))),
+            (&peer, wrong(unknown), &evicted, &gw, 15_000, Some(("not issued by its authority", AlertDescription::UnknownCA))),
+            (&peer, wrong(CertificateError::Expired), &none, &None, 25_000, Some(("expired 5 s ago", AlertDescription::CertificateExpired))),
+            (&peer, wrong(CertificateError::NotValidYet), &none, &None, 3_000, Some(("begins in 7 s", AlertDescription::CertificateExpired))),
+            (&peer, Ok(()), &evicted, &other, 15_000, Some(("`tokyo/gw` was evicted", AlertDescription::CertificateRevoked))),
+            (&peer, Ok(()), &none, &other, 15_000, Some(("that of `tokyo/gw`, and `tokyo/b`", AlertDescription::AccessDenied))),
+            (&member, Ok(()), &none, &gw, 15_000, Some(("no gateway", AlertDescription::AccessDenied))),
+            (&peer, wrong(CertificateError::InvalidPurpose), &none, &None, 15_000, Some(("cannot be used", AlertDescription::UnsupportedCertificate))),
+        ];
+        for (peer, chain, evicted, dialed, now_ms, want) in cases {
+            let context = format!("{peer:?}, {chain:?}, {dialed:?}");
+            let refusal = judge(peer, chain, &ours, evicted, dialed.as_ref(), now_ms).err();
+            let Some((words, alert)) = want else {
+                assert_eq!(refusal, None, "for {context}");
+                continue;
+            };
+            let refusal = refusal.unwrap_or_else(|| panic!("let in: {context}"));
+            assert!(refusal.to_string().contains(words), "`{refusal}` for {context}");
+            let rustls::Error::InvalidCertificate(error) = refusal.to_tls() else {
+                panic!("no alert for {context}")
+            };
+            assert_eq!(AlertDescription::from(error), alert, "for {context}");
+        }
+    }
+}

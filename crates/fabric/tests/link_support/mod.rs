@@ -47,10 +47,8 @@ pub(crate) async fn until(what: &str, mut check: impl FnMut() -> bool) {
 
 /// What comes of `work`, within reason.
 pub(crate) async fn soon<T>(what: &str, work: impl Future<Output = T>) -> T {
-    match timeout(PATIENCE, work).await {
-        Ok(done) => done,
-        Err(_) => panic!("{what}: not within {PATIENCE:?}; the log is\n{}", log()),
-    }
+    let done = timeout(PATIENCE, work).await;
+    done.unwrap_or_else(|_| panic!("{what}: not within {PATIENCE:?}; the log is\n{}", log()))
 }
 
 static LOG: Mutex<Vec<u8>> = Mutex::new(Vec::new());
@@ -108,7 +106,7 @@ pub(crate) fn identity(authority: &Authority, host: &str, role: Role) -> Identit
 }
 
 /// `identity`, which knows `host` at `address`.
-pub(crate) fn knowing(mut identity: Identity, host: &str, address: impl ToString) -> Identity {
+pub(crate) fn knowing(mut identity: Identity, host: &str, address: SocketAddr) -> Identity {
     let host = host.parse().expect("a name");
     identity.gateways.push(Gateway { host, addresses: vec![address.to_string()] });
     identity
