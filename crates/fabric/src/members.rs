@@ -1,11 +1,11 @@
 //! Who is there: the rules of membership, as plain values.
 //!
 //! What comes in are liveness tokens that appear and vanish; what goes out is the state of each host.
-//! A token that vanishes alone is a death. One that vanishes together with a gateway of its data
-//! centre gets a grace to come back through another, for a gateway's death kills nobody. If no gateway
-//! of the data centre is left, nothing can be known of its hosts: they are cut off, not dead. Whoever
-//! saw a gateway's connection be ended by its own kernel says so to all (an obituary): that gateway
-//! is dead, whatever else can be known.
+//! Whoever saw a host's connection be ended by its own kernel says so to all (an obituary): where its
+//! token is gone too, that host is dead at once. A token that vanishes without an obituary has a grace
+//! to come back, for the cause may be another: a gateway's death kills nobody, and who was frozen or
+//! without a network itself finds all others gone. If no gateway of the data centre is left, nothing
+//! can be known of its hosts: they are cut off, not dead.
 //!
 //! Times are milliseconds of a monotonic clock, passed in.
 
@@ -14,12 +14,13 @@ use std::collections::BTreeMap;
 use kumo_abi::cluster::{HostState, Role};
 use kumo_abi::{DcName, HostId};
 
-/// So long it may take until all tokens that vanish by one cause are seen to have vanished, and until
-/// the obituary of a gateway is in.
+/// So long it may take until a token that vanished with its host's connection comes back, because that
+/// connection was an old one.
 pub const SETTLE_MS: u64 = 25;
 
-/// So long a token that vanished with its killed gateway may take to return through another. They
-/// take about 15 ms; a busy host takes longer.
+/// So long a token that vanished without an obituary may take to come back, and gateways of one data
+/// centre to be missed, each by its own lease. A host whose gateway was killed is back in about 15 ms;
+/// a busy one takes longer.
 pub const GRACE_MS: u64 = 300;
 
 /// The same, when the gateway fell silent instead of being killed. Its hosts and the other gateways
@@ -44,14 +45,21 @@ pub struct Member {
     vanished_ms: Option<u64>,
     /// It said good-bye, and its token will vanish.
     leaving: bool,
-    /// Its kernel ended its connections: where its token is gone too, it is dead.
-    ended: bool,
+    /// When its kernel was said to have ended a connection.
+    ended_ms: Option<u64>,
 }
 
 impl Member {
     /// Whether its token is there.
     pub fn is_present(&self) -> bool {
         self.state == HostState::Alive && self.vanished_ms.is_none()
+    }
+
+    /// Whether there is an obituary. One that is older than the loss of the token was about an earlier
+    /// connection.
+    fn is_ended(&self) -> bool {
+        let gone_ms = self.vanished_ms.unwrap_or(self.since_ms);
+        self.ended_ms.is_some_and(|ended_ms| ended_ms + SILENT_GRACE_MS >= gone_ms)
     }
 }
 
@@ -81,7 +89,7 @@ pub enum Seen {
         /// Which start of its node.
         incarnation: u64,
     },
-    /// A gateway's kernel ended its connection to another, or refuses new ones.
+    /// A host's kernel ended its connection to a gateway, or a gateway's refuses new ones.
     Ended {
         /// Whose connection it was.
         host: HostId,
@@ -133,7 +141,8 @@ impl Members {
     /// Of which start of a host it would be news that its connections were ended.
     pub fn may_have_ended(&self, host: &HostId) -> Option<u64> {
         let member = self.hosts.get(host)?;
-        (!member.ended && member.state != HostState::Dead).then_some(member.incarnation)
+        let is_news = member.is_present() || !member.is_ended();
+        (is_news && member.state != HostState::Dead).then_some(member.incarnation)
     }
 
     /// Takes in what happened to a token at `now_ms`.
@@ -158,7 +167,7 @@ impl Members {
             }
             Seen::Ended { host, incarnation } => {
                 let Some(member) = self.of_start(&host, incarnation) else { return Vec::new() };
-                member.ended = true;
+                member.ended_ms = Some(now_ms);
                 // It overrules that nothing can be known of its data centre.
                 if member.state == HostState::CutOff {
                     return self.settle(host, HostState::Dead, now_ms);
@@ -186,7 +195,7 @@ impl Members {
             since_ms: now_ms,
             vanished_ms: None,
             leaving: false,
-            ended: false,
+            ended_ms: None,
         };
         let change = |host| vec![Change { host, role, state: HostState::Alive }];
         let Some(member) = self.hosts.get_mut(&host) else {
@@ -236,7 +245,7 @@ impl Members {
 
     /// Of a host whose token vanished.
     fn vanished(&self, host: &HostId, member: &Member, vanished_ms: u64) -> (HostState, u64) {
-        if member.ended {
+        if member.is_ended() {
             return (HostState::Dead, vanished_ms + SETTLE_MS);
         }
         if self.gateways(&host.dc).next().is_none() {
@@ -252,12 +261,9 @@ impl Members {
         let wait_ms = others
             .map(|(_, gateway)| gateway)
             .filter(gone)
-            .map(|gateway| if gateway.ended { GRACE_MS } else { SILENT_GRACE_MS })
+            .map(|gateway| if gateway.is_ended() { GRACE_MS } else { SILENT_GRACE_MS })
             .max();
-        // A gateway that nobody says was killed fell silent, or a data centre is being cut off: the
-        // others of its data centre may follow, each by its own lease.
-        let alone_ms = if member.role == Role::Gateway { GRACE_MS } else { SETTLE_MS };
-        (HostState::Dead, vanished_ms + wait_ms.unwrap_or(alone_ms))
+        (HostState::Dead, vanished_ms + wait_ms.unwrap_or(GRACE_MS))
     }
 
     /// Of a host that was cut off and whose data centre can be reached again: it has time to show
@@ -286,6 +292,10 @@ mod tests {
         Seen::Down { host: host(name), incarnation: 1 }
     }
 
+    fn ended(name: &str) -> Seen {
+        Seen::Ended { host: host(name), incarnation: 1 }
+    }
+
     /// Two data centres: tokyo with two gateways, osaka with one.
     fn cluster() -> Members {
         let mut members = Members::default();
@@ -311,12 +321,39 @@ mod tests {
     }
 
     #[test]
-    fn a_token_that_vanishes_alone_is_a_death_at_once() {
+    fn a_token_that_vanishes_with_an_obituary_is_a_death_at_once() {
+        let dead = |at_ms: u64| [(at_ms, "tokyo/a".to_owned(), HostState::Dead)];
+        for order in [[down("tokyo/a"), ended("tokyo/a")], [ended("tokyo/a"), down("tokyo/a")]] {
+            let mut members = cluster();
+            for (late, seen) in order.into_iter().enumerate() {
+                members.see(seen, 1_000 + late as u64);
+            }
+            assert_eq!(state(&members, "tokyo/a"), HostState::Alive, "it may be an old connection");
+            let seen = run(&mut members, 5_000);
+            assert!(seen == dead(1_000 + SETTLE_MS) || seen == dead(1_001 + SETTLE_MS), "{seen:?}");
+        }
+        // Without one, and with one of long ago.
+        for seen in [vec![], vec![ended("tokyo/a")]] {
+            let mut members = cluster();
+            for seen in seen {
+                members.see(seen, 1_000);
+            }
+            members.see(down("tokyo/a"), 9_000);
+            assert_eq!(run(&mut members, 20_000), dead(9_000 + GRACE_MS));
+        }
+    }
+
+    #[test]
+    fn who_was_frozen_finds_nobody_dead() {
         let mut members = cluster();
-        members.see(down("tokyo/a"), 1_000);
-        assert_eq!(state(&members, "tokyo/a"), HostState::Alive, "it may not be alone");
-        let want = [(1_000 + SETTLE_MS, "tokyo/a".to_owned(), HostState::Dead)];
-        assert_eq!(run(&mut members, 5_000), want);
+        for name in ["tokyo/a", "tokyo/b", "osaka/gw-1", "osaka/a"] {
+            members.see(down(name), 5_000);
+        }
+        assert_eq!(run(&mut members, 5_100), []);
+        for name in ["tokyo/a", "osaka/gw-1", "osaka/a", "tokyo/b"] {
+            members.see(up(name), 5_110);
+        }
+        assert_eq!(run(&mut members, 9_000), []);
     }
 
     #[test]
@@ -331,11 +368,12 @@ mod tests {
             if obituary {
                 members.see(ended.clone(), 1_004);
             }
-            let early = run(&mut members, 1_100);
+            let early_ms = if obituary { 1_100 } else { 1_000 + GRACE_MS + 10 };
+            let early = run(&mut members, early_ms);
             assert_eq!(early.len(), 1, "{early:?}");
             assert_eq!(state(&members, "tokyo/gw-1"), HostState::Dead);
             // One returns through the other gateway; the other died in the same moment.
-            members.see(up("tokyo/a"), 1_115);
+            members.see(up("tokyo/a"), early_ms + 15);
             let late = run(&mut members, 5_000);
             assert_eq!(late.iter().map(|c| c.1.as_str()).collect::<Vec<_>>(), ["tokyo/b"]);
             let grace_ms = if obituary { GRACE_MS } else { SILENT_GRACE_MS };
