@@ -2,13 +2,13 @@
 
 SHELL := /bin/sh
 PREFIX ?= /usr/local
-# Options for `kumo up` or for the benchmark: make run ARGS='--listen 127.0.0.1:9000'
+# Options for `kumo up`, `kumo testbed up` or the benchmark: make run ARGS='--listen 127.0.0.1:9000'
 ARGS ?=
 CARGO ?= cargo
 TARGET_DIR = $${CARGO_TARGET_DIR:-target}
 
 .DEFAULT_GOAL := help
-.PHONY: help run build test bench-k2i fmt lint install uninstall clean
+.PHONY: help run demo build test bench-k2i fmt lint install uninstall clean
 
 help: ## Say what can be made
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | \
@@ -20,6 +20,12 @@ run: ## Install what is missing, build, and start the node in the foreground
 	@# Whoever reads `kumo ps` there shall be able to type it.
 	@command -v kumo >/dev/null || echo "In another terminal: export PATH=\"$$(cd "$(TARGET_DIR)/release" && pwd):\$$PATH\""
 	@exec "$(TARGET_DIR)/release/kumo" up $(ARGS)
+
+demo: ## Start a cluster of two data centres with three hosts each on this machine
+	@scripts/install-deps demo
+	@$(CARGO) build --release --locked -p kumo -p kumo-testbed
+	@command -v kumo >/dev/null || echo "In another terminal: export PATH=\"$$(cd "$(TARGET_DIR)/release" && pwd):\$$PATH\""
+	@exec "$(TARGET_DIR)/release/kumo" testbed up --dcs 2 --hosts 3 $(ARGS)
 
 build: ## Build the release binaries kumo and k2i
 	@scripts/install-deps run

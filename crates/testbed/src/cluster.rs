@@ -522,6 +522,17 @@ impl Cluster {
         killed.map(drop).map_err(|source| system(format!("kill the node of {id}"), source))
     }
 
+    /// Nodes that ended though nobody killed them, and how; each is named once.
+    pub fn ended(&mut self) -> Vec<(HostId, ExitStatus)> {
+        let nodes = self.nodes.iter_mut();
+        let ended = nodes.filter_map(|(id, node)| {
+            let status = node.child.as_mut()?.try_wait().ok()??;
+            node.child = None;
+            Some((id.clone(), status))
+        });
+        ended.collect()
+    }
+
     /// Stops the node of a host in the regular way, with SIGTERM, and waits for its end.
     ///
     /// # Errors

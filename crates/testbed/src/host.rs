@@ -120,3 +120,53 @@ fn enter(network: &Path, name: &[u8]) -> io::Result<()> {
     sethostname(name)?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::{Net, Place, Plan, unavailable};
+    use std::fs;
+    use std::process::Stdio;
+    use std::time::Duration;
+
+    #[test]
+    fn a_host_has_what_is_its_own_and_ends_as_one() {
+        if let Some(why) = unavailable() {
+            eprintln!("skipped: no network namespaces here: {why}");
+            return;
+        }
+        let net = Net::new(Plan::even(1, 1, 1, Duration::ZERO).expect("a plan")).expect("a net");
+        let dir = tempfile::tempdir().expect("a directory");
+        fs::write(dir.path().join("mark"), "").expect("a file");
+        let id: HostId = "tokyo/a".parse().expect("a host");
+        let namespace = net.namespace(&Place::Host(id.clone()));
+        let host = Host::new(&id, &namespace, dir.path()).expect("a host");
+        let script = "cat /proc/sys/kernel/hostname; ls -d /proc/[0-9]*; ls /run /run/kumo; \
+            cat /proc/net/dev; exec cat";
+        let mut command = Command::new("sh");
+        command.args(["-c", script]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = host.spawn(command).expect("it starts");
+        let outer = child.id();
+        assert!(crate::net::is_alive(outer), "its number here is that of this machine");
+        drop(child.stdin.take());
+        let output = child.wait_with_output().expect("it ends");
+        let said = String::from_utf8(output.stdout).expect("text");
+        let words: Vec<&str> = said.split_whitespace().collect();
+        assert_eq!(words.first(), Some(&"tokyo-a"), "{said}");
+        for wanted in ["/proc/1", "kumo", "mark", "eth0:"] {
+            assert!(words.contains(&wanted), "no {wanted} in {said}");
+        }
+        assert!(words.iter().filter(|word| word.starts_with("/proc/")).count() <= 4, "{said}");
+
+        let mut command = Command::new("sleep");
+        command.arg("1000");
+        let mut left = host.spawn(command).expect("it starts");
+        let init = host.init_pid();
+        // As the kernel does when the owner dies: the lifeline closes, and process 1 takes all along.
+        let reaped = std::thread::spawn(move || left.wait());
+        drop(host);
+        let status = reaped.join().expect("no panic").expect("it ended");
+        assert!(!status.success(), "{status}");
+        assert!(!crate::net::is_alive(init as u32));
+    }
+}

@@ -21,6 +21,8 @@ use kumo_abi::{DcName, HostId};
 use nix::sched::{CloneFlags, setns};
 
 use owner::Owner;
+#[cfg(test)]
+pub(crate) use owner::is_alive;
 pub use plan::{Cable, DCS_MAX, DcPlan, HOSTS_MAX, Place, Plan, PlanError, Way};
 
 /// Where `ip` keeps the names of network namespaces.

@@ -68,7 +68,7 @@ impl FromStr for Owner {
 
 /// When a process began, in clock ticks since boot; `None` when it is not there, or ended and is not
 /// yet waited for.
-pub(crate) fn started(pid: u32) -> Option<u64> {
+fn started(pid: u32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name in parentheses may hold anything, so fields count from its end; man 5 proc_pid_stat
     // numbers them from 1, and the one after the name is the third.
@@ -78,6 +78,12 @@ pub(crate) fn started(pid: u32) -> Option<u64> {
         return None;
     }
     fields.nth(22 - 4)?.parse().ok()
+}
+
+/// Whether there is a process with this number that has not ended.
+#[cfg(test)]
+pub(crate) fn is_alive(pid: u32) -> bool {
+    started(pid).is_some()
 }
 
 #[cfg(test)]
