@@ -7,7 +7,7 @@ use bytes::Bytes;
 use kumo_abi::HostId;
 use kumo_abi::cluster::HostOutcome;
 use serde::{Deserialize, Serialize};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, timeout_at};
 use zenoh::Session;
 use zenoh::query::{Query, Queryable};
 
@@ -23,7 +23,10 @@ pub(crate) const RELAYS_MAX: usize = 64;
 
 /// Answers wait so long at a gateway for others to be merged with: at first, and at most. The first
 /// rows leave soon; then fewer and larger parts do.
-const MERGE_MS: (u64, u64) = (15, 240);
+const MERGE_TIME: (Duration, Duration) = (Duration::from_millis(15), Duration::from_millis(240));
+
+/// When no answer has come for so long, those who are quick have answered: what is there leaves.
+const QUIET_TIME: Duration = Duration::from_millis(4);
 
 /// What a gateway is asked to ask, beside the question itself.
 #[derive(Debug, Serialize, Deserialize)]
@@ -166,26 +169,25 @@ async fn relay(shared: Arc<Shared>, query: Query) {
     }
     let mut parts = question::gather(&shared, ask);
     let mut batch = Batch::default();
-    let mut merge_ms = MERGE_MS.0;
+    let mut merge_time = MERGE_TIME.0;
     loop {
-        let due = batch.begun.map(|begun| begun + Duration::from_millis(merge_ms));
-        let is_over = tokio::select! {
-            biased;
-            part = parts.recv() => match part {
-                Some(part) => { batch.add(part); false }
-                None => true,
+        let next = match batch.due(merge_time) {
+            None => parts.recv().await.map_or(Next::Over, Next::Part),
+            Some(due) => match timeout_at(due, parts.recv()).await {
+                Ok(Some(part)) => Next::Part(part),
+                Ok(None) => Next::Over,
+                Err(_) => Next::Due,
             },
-            () = at(due) => {
-                merge_ms = (merge_ms * 2).min(MERGE_MS.1);
-                false
-            }
         };
-        let is_due = is_over || due.is_some_and(|due| due <= Instant::now());
-        if is_due {
-            for part in std::mem::take(&mut batch).merged(&shared, &request).await {
-                if query.reply(&key, encode_part(&part)).await.is_err() {
-                    return; // Nobody listens any more.
-                }
+        let is_over = matches!(next, Next::Over);
+        if let Next::Part(part) = next {
+            batch.add(part);
+            continue;
+        }
+        merge_time = (merge_time * 2).min(MERGE_TIME.1);
+        for part in std::mem::take(&mut batch).merged(&shared, &request).await {
+            if query.reply(&key, encode_part(&part)).await.is_err() {
+                return; // Nobody listens any more.
             }
         }
         if is_over {
@@ -194,24 +196,34 @@ async fn relay(shared: Arc<Shared>, query: Query) {
     }
 }
 
-async fn at(due: Option<Instant>) {
-    match due {
-        Some(due) => sleep_until(due).await,
-        None => std::future::pending().await,
-    }
+/// What happens next to a [`Batch`].
+enum Next {
+    Part(Part),
+    /// It shall leave.
+    Due,
+    /// Nothing comes any more.
+    Over,
 }
 
 /// Parts that wait to be merged.
 #[derive(Default)]
 struct Batch {
-    begun: Option<Instant>,
+    /// When its first part came, and its last.
+    came: Option<(Instant, Instant)>,
     parts: Vec<Part>,
 }
 
 impl Batch {
     fn add(&mut self, part: Part) {
-        self.begun.get_or_insert_with(Instant::now);
+        let now = Instant::now();
+        let first = self.came.map_or(now, |(first, _)| first);
+        self.came = Some((first, now));
         self.parts.push(part);
+    }
+
+    /// When it shall leave; `None` while there is nothing.
+    fn due(&self, merge_time: Duration) -> Option<Instant> {
+        self.came.map(|(first, last)| (first + merge_time).min(last + QUIET_TIME))
     }
 
     /// All in one part; or as they are, where one of them is none that this host can merge: the
