@@ -285,12 +285,13 @@ impl Identity {
     }
 
     /// Writes it to `dir`, where none may be, with the key of the authority on gateways. The directory
-    /// above must be there. On the disk when it returns.
+    /// above is made for us alone where it is missing. On the disk when it returns.
     ///
     /// # Errors
     /// There is an identity already, or what the system says; then there is no new one.
     pub fn save(&self, dir: &Path, authority: Option<&Authority>) -> Result<(), IdentityError> {
         refuse_second(dir)?;
+        create_private(parent(dir))?;
         let new = sibling(dir, &format!("new-{}", std::process::id()));
         remove_leftovers(dir)?;
         DirBuilder::new().mode(0o700).create(&new).map_err(IdentityError::file(&new))?;
@@ -542,6 +543,16 @@ fn remove_leftovers(dir: &Path) -> Result<(), IdentityError> {
     Ok(())
 }
 
+fn create_private(dir: &Path) -> Result<(), IdentityError> {
+    fs::create_dir_all(parent(dir)).map_err(IdentityError::file(parent(dir)))?;
+    match DirBuilder::new().mode(0o700).create(dir) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            Err(IdentityError::file(dir)(error))
+        }
+        _ => Ok(()),
+    }
+}
+
 fn sync_parent(dir: &Path) -> Result<(), IdentityError> {
     let parent = parent(dir);
     File::open(parent).and_then(|dir| dir.sync_all()).map_err(IdentityError::file(parent))
@@ -654,7 +665,7 @@ mod tests {
     #[test]
     fn it_is_read_back() {
         let world = tempfile::tempdir().expect("a directory");
-        let dir = world.path().join("fabric");
+        let dir = world.path().join("state/kumo/fabric");
         assert!(Identity::load(&dir).expect("no files, no error").is_none());
         assert!(matches!(save_gateways(&dir, &others()), Err(IdentityError::Alone)));
         let authority = authority();
@@ -672,7 +683,9 @@ mod tests {
             let mode = fs::metadata(dir.join(name)).expect("a file").mode() & 0o7777;
             assert_eq!(mode, 0o600, "of {name}");
         }
-        assert_eq!(fs::metadata(&dir).expect("a directory").mode() & 0o7777, 0o700);
+        for private in [dir.as_path(), parent(&dir)] {
+            assert_eq!(fs::metadata(private).expect("a directory").mode() & 0o7777, 0o700);
+        }
 
         save_gateways(&dir, &others()).expect("saved");
         let renewed = gateway(&authority);

@@ -17,8 +17,8 @@ pub mod members;
 mod net;
 pub mod pki;
 pub mod rendezvous;
-mod shared;
 pub mod sealed;
+mod shared;
 pub mod store;
 pub mod token;
 

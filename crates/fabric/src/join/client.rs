@@ -219,7 +219,7 @@ struct Talk {
 }
 
 /// Joins the cluster of `token`: asks its addresses in their order, and writes what was granted to
-/// `dir`, where no identity may be. The directory above must be there.
+/// `dir`, where no identity may be.
 ///
 /// # Errors
 /// See [`JoinError`].
