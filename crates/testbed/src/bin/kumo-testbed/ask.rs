@@ -64,17 +64,16 @@ pub(crate) fn status(at: &At, status: &Status) -> Result<(), String> {
         say(&serde_json::to_string(&world).map_err(|error| error.to_string())?);
         return Ok(());
     }
-    say(&format!(
-        "{:<16} {:<8} {:<6} {:<12} {:<14} RUN DIRECTORY",
-        "HOST", "ROLE", "NODE", "ADDRESS", "CABLE"
-    ));
-    for host in &world.hosts {
+    let heading = ["HOST", "ROLE", "NODE", "ADDRESS", "CABLE", "RUN DIRECTORY"].map(str::to_owned);
+    let rows = world.hosts.iter().map(|host| {
         let id = host.id.to_string();
-        let cable = world.cables.get(&id).map_or("-", String::as_str);
-        let role = if host.gateway { "gateway" } else { "member" };
-        let address = host.address.to_string();
-        let (node, run_dir) = (host.node.name(), host.run_dir.display());
-        say(&format!("{id:<16} {role:<8} {node:<6} {address:<12} {cable:<14} {run_dir}"));
+        let cable = world.cables.get(&id).map_or("-", String::as_str).to_owned();
+        let role = if host.gateway { "gateway" } else { "member" }.to_owned();
+        let (node, address) = (host.node.name().to_owned(), host.address.to_string());
+        [id, role, node, address, cable, host.run_dir.display().to_string()]
+    });
+    for line in table(&[heading].into_iter().chain(rows).collect::<Vec<_>>()) {
+        say(&line);
     }
     for (target, how) in world.cables.iter().filter(|(target, _)| !target.contains('/')) {
         say(&format!("data centre {target}: {how}"));
@@ -95,5 +94,27 @@ pub(crate) fn world(at: &At) -> Result<World, String> {
     match at.dir()?.ask(&Ask::Status)? {
         Reply::Status(world) => Ok(world),
         Reply::Done(_) => Err("the cluster's owner is of another version".to_owned()),
+    }
+}
+
+/// Rows as lines whose columns begin below each other.
+fn table<const COLUMNS: usize>(rows: &[[String; COLUMNS]]) -> Vec<String> {
+    let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
+    let line = |row: &[String; COLUMNS]| {
+        let cells = row.iter().enumerate();
+        let cells: Vec<_> = cells.map(|(i, cell)| format!("{cell:<w$}", w = width(i))).collect();
+        cells.join("  ").trim_end().to_owned()
+    };
+    rows.iter().map(line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_begin_below_each_other() {
+        let rows = [["a", "bb", "c"], ["aaa", "b", ""]].map(|row| row.map(str::to_owned));
+        assert_eq!(table(&rows), ["a    bb  c", "aaa  b"]);
     }
 }

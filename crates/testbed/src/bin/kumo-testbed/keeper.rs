@@ -255,7 +255,7 @@ impl Keeper {
 
     fn world(&mut self) -> Result<World, String> {
         self.look();
-        let hosts = self.cluster.ids().map(|id| self.host(id)).collect::<Result<_, _>>();
+        let hosts = self.ids().iter().map(|id| self.host(id)).collect::<Result<_, _>>();
         Ok(World {
             owner_pid: std::process::id(),
             in_user_namespace: self.in_user_namespace,
@@ -263,6 +263,11 @@ impl Keeper {
             hosts: hosts.map_err(|error| chain(&error))?,
             cables: self.cables.clone(),
         })
+    }
+
+    /// All hosts, as people count them: the first is that of `kumo init`.
+    fn ids(&self) -> Vec<HostId> {
+        self.cluster.net().plan().hosts().map(|(id, _)| id).collect()
     }
 
     fn host(&self, id: &HostId) -> Result<HostStatus, kumo_testbed::cluster::ClusterError> {
@@ -283,7 +288,7 @@ impl Keeper {
 
     /// How to use it, for people.
     fn how_to(&self, dir: &Dir) -> String {
-        let ids: Vec<&HostId> = self.cluster.ids().collect();
+        let ids = self.ids();
         let (Some(first), Some(last)) = (ids.first(), ids.last()) else { return String::new() };
         let run = dir.hosts().join(first.dc.as_str()).join(first.host.as_str()).join("run");
         let run = run.display();

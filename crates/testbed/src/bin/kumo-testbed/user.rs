@@ -36,7 +36,8 @@ pub(crate) fn enter() -> Result<bool, String> {
 
 fn become_root_of_own() -> Result<(), (&'static str, io::Error)> {
     let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
-    let own = CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS;
+    // A network too: `ip` returns to the one it came from, and may enter only those that are ours.
+    let own = CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET;
     unshare(own).map_err(|errno| ("make a user namespace", errno.into()))?;
     let write = |file: &'static str, text: String| {
         fs::write(format!("/proc/self/{file}"), text).map_err(|error| ("map users", error))

@@ -150,7 +150,7 @@ pub(crate) struct World {
     pub(crate) in_user_namespace: bool,
     /// The `kumo` that runs on them.
     pub(crate) kumo: PathBuf,
-    /// In order.
+    /// The first is that of `kumo init`.
     pub(crate) hosts: Vec<HostStatus>,
     /// What is wrong with cables, by host or data centre.
     pub(crate) cables: BTreeMap<String, String>,
