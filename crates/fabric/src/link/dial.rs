@@ -1,5 +1,6 @@
-//! Links that this host opens: a local socket for each gateway; who connects to it reaches the gateway.
+//! Links that this host opens: who connects to one of its local sockets reaches the gateway behind it.
 
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::sync::Arc;
@@ -18,7 +19,7 @@ use tokio_rustls::client::TlsStream;
 
 use super::socket::Tcp;
 use super::tls::{ALPN_FABRIC, HandshakeError, Setup, explained, peer_of, why};
-use super::{HANDSHAKE_MAX, How, LinkEnd, Shared, Welcome, run};
+use super::{HANDSHAKE_MAX, How, LinkEnd, Shared, Welcome, Whom, is_gone, lock, run};
 use crate::pki::Peer;
 
 /// How long a connection may take: three round trips around the world, and one lost packet.
@@ -26,6 +27,16 @@ const CONNECT_MAX: Duration = Duration::from_secs(1);
 
 /// When an address has not answered for so long, the next one is tried beside it.
 const NEXT_ADDRESS_AFTER: Duration = Duration::from_millis(300);
+
+/// When a gateway has not answered for so long, the next one is tried beside it.
+const NEXT_GATEWAY_AFTER: Duration = Duration::from_millis(250);
+
+/// Of two gateways without a link the one that comes first in their order dials at once, and the other
+/// after so long: else each would take its own for the one to keep.
+const YIELD_TIME: Duration = Duration::from_millis(500);
+
+/// Who waits for the end of another link looks so often whether its local side still wants one.
+const WAIT_LOOK: Duration = Duration::from_millis(250);
 
 /// Dials of one gateway at once; more wait. The control plane makes one at a time.
 const DIALS_MAX: usize = 4;
@@ -37,13 +48,13 @@ pub(super) const LOOKUPS_MAX: usize = 8;
 /// After the kernel could not give us a connection, the next is asked for so much later.
 const ACCEPT_REST: Duration = Duration::from_millis(100);
 
-/// Takes the connections to a gateway's local socket for ever.
-pub(super) async fn door(shared: Arc<Shared>, gateway: HostId, listener: UnixListener) {
+/// Takes the connections to a local socket for ever.
+pub(super) async fn door(shared: Arc<Shared>, whom: Whom, listener: UnixListener) {
     let dials = Arc::new(Semaphore::new(DIALS_MAX));
     while let Ok(dial) = Arc::clone(&dials).acquire_owned().await {
         match listener.accept().await {
             Ok((local, _)) => {
-                shared.spawn(link(Arc::clone(&shared), gateway.clone(), local, dial));
+                shared.spawn(link(Arc::clone(&shared), whom.clone(), local, dial));
             }
             Err(error) => {
                 shared.say("door", format_args!("no local connection can be accepted: {error}"));
@@ -54,39 +65,127 @@ pub(super) async fn door(shared: Arc<Shared>, gateway: HostId, listener: UnixLis
 }
 
 /// One connection, from the dial to its end.
-async fn link(
-    shared: Arc<Shared>,
-    gateway: HostId,
-    local: UnixStream,
-    dialing: OwnedSemaphorePermit,
-) {
-    let Some(dialed) = shared.unless_closing(dial(&shared, &gateway)).await else { return };
+async fn link(shared: Arc<Shared>, whom: Whom, local: UnixStream, dialing: OwnedSemaphorePermit) {
+    let dialed = async {
+        match &whom {
+            Whom::Any => dial_any(&shared).await,
+            Whom::One(gateway) => {
+                if !is_turn(&shared, gateway, &local).await {
+                    return None;
+                }
+                let said = dial(&shared, gateway).await;
+                tell_failures(&shared, gateway, said.as_ref().err());
+                said.ok()
+            }
+        }
+    };
+    let dialed = shared.unless_closing(dialed).await;
     drop(dialing);
+    let Some(Some(Dialed { peer, address, tcp, stream })) = dialed else { return };
+    let whom = peer.host.clone();
+    match shared.register(peer, true, address, tcp) {
+        Ok(registered) => run(registered, stream, local).await,
+        Err(why) => tracing::debug!("the link to {whom} is not used: {why:?}"),
+    }
+}
+
+/// Waits until there is no link with `gateway` that the other side keeps up; whether the local side
+/// still wants one.
+async fn is_turn(shared: &Arc<Shared>, gateway: &HostId, local: &UnixStream) -> bool {
+    let mut changes = shared.changes.subscribe();
+    let yields = shared.setup().identity.host > *gateway;
+    let mut dials_at = Instant::now() + if yields { YIELD_TIME } else { Duration::ZERO };
+    loop {
+        let is_linked = shared.is_linked(gateway);
+        if !is_linked && Instant::now() >= dials_at {
+            return true;
+        }
+        if is_gone(local) {
+            return false;
+        }
+        let until = if is_linked { Instant::now() + WAIT_LOOK } else { dials_at };
+        tokio::select! {
+            changed = changes.changed() => if changed.is_err() { return false },
+            () = sleep_until(until) => {}
+        }
+        if is_linked && !shared.is_linked(gateway) {
+            // Who has kept it up shall do so again, if it can.
+            dials_at = Instant::now() + if yields { YIELD_TIME } else { Duration::ZERO };
+        }
+    }
+}
+
+/// Dials the gateways in the order of this host, the next one when one failed or keeps us waiting.
+/// Whichever welcomes us first is taken.
+async fn dial_any(shared: &Arc<Shared>) -> Option<Dialed> {
+    let mut gateways = order(shared).into_iter();
+    let mut dials = JoinSet::new();
+    let mut next = gateways.next();
+    let mut next_at = Instant::now();
+    loop {
+        tokio::select! {
+            biased;
+            Some(dialed) = dials.join_next() => {
+                // A task of ours that panicked has said so.
+                let Ok((gateway, said)) = dialed else { continue };
+                let said: Result<Dialed, Vec<Failure>> = said;
+                tell_failures(shared, &gateway, said.as_ref().err());
+                if let Ok(dialed) = said {
+                    return Some(dialed);
+                }
+                next_at = Instant::now();
+            }
+            () = sleep_until(next_at), if next.is_some() => {
+                let Some(gateway) = next.take() else { continue };
+                let shared = Arc::clone(shared);
+                dials.spawn(async move {
+                    let said = dial(&shared, &gateway).await;
+                    (gateway, said)
+                });
+                next = gateways.next();
+                next_at = Instant::now() + NEXT_GATEWAY_AFTER;
+            }
+            else => return None,
+        }
+    }
+}
+
+/// The gateways in the order in which this host tries them: those of its own data centre first, the one
+/// that was lost last among them, and else each host has an order of its own, so that members are spread
+/// over gateways.
+fn order(shared: &Shared) -> Vec<HostId> {
+    let setup = shared.setup();
+    let me = &setup.identity.host;
+    let lost = lock(&shared.lost).clone();
+    let place = |gateway: &HostId| {
+        let mut hasher = DefaultHasher::new();
+        (me, gateway).hash(&mut hasher);
+        (gateway.dc != me.dc, lost.as_ref() == Some(gateway), hasher.finish())
+    };
+    let others = setup.identity.gateways.iter().map(|known| &known.host);
+    let mut gateways: Vec<HostId> = others.filter(|host| *host != me).cloned().collect();
+    gateways.sort_by_key(place);
+    gateways
+}
+
+/// Says why a gateway could not be dialed, and tells when nothing listens there.
+fn tell_failures(shared: &Shared, gateway: &HostId, failures: Option<&Vec<Failure>>) {
     let whom = format!("gateway {gateway}");
-    match dialed {
-        Ok(Dialed { peer, address, tcp, stream }) => {
-            shared.forget_said(&whom);
-            match shared.register(peer, true, address, tcp) {
-                Ok(registered) => run(registered, stream, local).await,
-                Err(why) => tracing::debug!("the link to {gateway} is not used: {why:?}"),
-            }
-        }
-        Err(failures) => {
-            let words: Vec<String> = failures.iter().map(ToString::to_string).collect();
-            let words = match &words[..] {
-                [] => "no address of it is known".to_owned(),
-                words => words.join("; "),
-            };
-            shared.say(&whom, format_args!("cannot reach the {whom}: {words}"));
-            let is_refused = |failure: &Failure| match &failure.why {
-                DialError::Connect(error) => error.kind() == io::ErrorKind::ConnectionRefused,
-                _ => false,
-            };
-            // All of them: a firewall before one address says nothing about the host.
-            if !failures.is_empty() && failures.iter().all(is_refused) {
-                shared.tell(LinkEnd { peer: gateway, role: Role::Gateway, how: How::Refused });
-            }
-        }
+    let Some(failures) = failures else {
+        shared.forget_said(&whom);
+        return;
+    };
+    let words: Vec<String> = failures.iter().map(ToString::to_string).collect();
+    let words = words.join("; ");
+    shared.say(&whom, format_args!("cannot reach the {whom}: {words}"));
+    let is_refused = |failure: &Failure| match &failure.why {
+        DialError::Connect(error) => error.kind() == io::ErrorKind::ConnectionRefused,
+        _ => false,
+    };
+    // All of them: a firewall before one address says nothing about the host.
+    if !failures.is_empty() && failures.iter().all(is_refused) {
+        let end = LinkEnd { peer: gateway.clone(), role: Role::Gateway, how: How::Refused };
+        shared.tell(end);
     }
 }
 

@@ -3,9 +3,11 @@
 //!
 //! The control plane speaks over Unix sockets in a private directory and knows nothing of
 //! certificates. A gateway listens on one TCP port; what comes in there and proves to be of the cluster
-//! is joined to the socket `z`, where the control plane listens. For every gateway that is known there is
-//! a socket `g<n>`; who connects to it is joined to that gateway, dialed anew, whose certificate must
-//! name it. If it cannot be dialed the local connection ends, and the control plane tries again.
+//! is joined to the socket `z`, where the control plane listens. On a gateway there is a socket `g<n>` for
+//! every other gateway that is known; who connects to it is joined to that gateway, dialed anew, whose
+//! certificate must name it. Two gateways need one link: while there is one, whoever dials it dials, the
+//! local connection waits. A member has one such socket, behind which is the gateway that answers first. If
+//! none can be dialed the local connection ends, and the control plane tries again.
 //!
 //! A link ends when either side does, when the certificate at its other end expires, and within the
 //! call of [`Links::set_evicted`] when its key is evicted. [`Links::ends`] tells how, truthfully: a
@@ -25,7 +27,6 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::convert::Infallible;
 use std::fmt;
 use std::fs::{self, DirBuilder, Permissions};
-use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, PermissionsExt as _};
@@ -214,6 +215,8 @@ impl Links {
             dir: dir.to_owned(),
             live: Mutex::default(),
             doors: Mutex::default(),
+            changes: watch::Sender::new(0),
+            lost: Mutex::default(),
             said: Mutex::default(),
             handshakes: Mutex::default(),
             joins: Semaphore::new(JOINS_MAX),
@@ -241,20 +244,11 @@ impl Links {
         self.shared.local.clone()
     }
 
-    /// Where the control plane shall connect to, one socket for each gateway. Those of this host's data
-    /// centre come first; among them each host has an order of its own, so that members are spread over
-    /// gateways.
+    /// Where the control plane shall connect to: on a gateway one socket for each other gateway, on a
+    /// member a single one. Gateways that become known later get theirs when the links are opened anew;
+    /// until then they dial this one.
     pub fn zenoh_connect(&self) -> Vec<PathBuf> {
-        let me = self.shared.setup().identity.host.clone();
-        let doors = lock(&self.shared.doors);
-        let order = |gateway: &HostId| {
-            let mut hasher = DefaultHasher::new();
-            (&me, gateway).hash(&mut hasher);
-            (gateway.dc != me.dc, hasher.finish())
-        };
-        let mut sorted: Vec<_> = doors.open.iter().collect();
-        sorted.sort_by_key(|(gateway, _)| order(gateway));
-        sorted.into_iter().map(|(_, door)| door.path.clone()).collect()
+        lock(&self.shared.doors).open.values().map(|door| door.path.clone()).collect()
     }
 
     /// Where other hosts reach this one; `None` on members.
@@ -381,7 +375,16 @@ struct Live {
     links: HashMap<u64, Link>,
 }
 
-/// The local socket of a gateway.
+/// Who is behind a local socket.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Whom {
+    /// This gateway.
+    One(HostId),
+    /// Whichever gateway answers first.
+    Any,
+}
+
+/// A local socket that leads to a gateway.
 struct Door {
     path: PathBuf,
     task: AbortHandle,
@@ -390,7 +393,7 @@ struct Door {
 #[derive(Default)]
 struct Doors {
     next: u64,
-    open: BTreeMap<HostId, Door>,
+    open: BTreeMap<Whom, Door>,
 }
 
 #[derive(Default)]
@@ -409,6 +412,10 @@ struct Shared {
     dir: PathBuf,
     live: Mutex<Live>,
     doors: Mutex<Doors>,
+    /// Grows with every link that begins or ends.
+    changes: watch::Sender<u64>,
+    /// The gateway whose link, dialed by us, ended last: it is the last to be tried again.
+    lost: Mutex<Option<HostId>>,
     said: Mutex<Said>,
     handshakes: Mutex<Handshakes>,
     joins: Semaphore,
@@ -480,20 +487,25 @@ impl Shared {
         let _ = self.ends.send(end); // It fails when nobody listens.
     }
 
-    /// Opens a socket for every new gateway, and closes those of the others.
+    /// Opens the sockets that lead to gateways where they are missing, and closes those that lead to
+    /// none.
     fn set_doors(self: &Arc<Self>, identity: &Identity) -> Result<(), LinkError> {
         let _runtime = self.runtime.enter(); // Sockets are bound to it, whoever calls.
-        let wanted: BTreeSet<&HostId> = identity.gateways.iter().map(|known| &known.host).collect();
+        let others = identity.gateways.iter().filter(|known| known.host != identity.host);
+        let wanted: BTreeSet<Whom> = match identity.role {
+            Role::Gateway => others.map(|known| Whom::One(known.host.clone())).collect(),
+            Role::Member => BTreeSet::from([Whom::Any]),
+        };
         let mut doors = lock(&self.doors);
-        doors.open.retain(|gateway, door| {
-            let stays = wanted.contains(gateway);
+        doors.open.retain(|whom, door| {
+            let stays = wanted.contains(whom);
             if !stays {
                 door.close();
             }
             stays
         });
-        for gateway in wanted {
-            if *gateway == identity.host || doors.open.contains_key(gateway) {
+        for whom in wanted {
+            if doors.open.contains_key(&whom) {
                 continue;
             }
             let path = self.dir.join(format!("g{}", doors.next));
@@ -502,14 +514,19 @@ impl Shared {
             let listener =
                 listener.map_err(|source| LinkError::Local { path: path.clone(), source })?;
             let shared = Arc::clone(self);
-            let host = gateway.clone();
+            let behind = whom.clone();
             let task = self.spawn(async move {
-                shared.unless_closing(dial::door(Arc::clone(&shared), host, listener)).await;
+                shared.unless_closing(dial::door(Arc::clone(&shared), behind, listener)).await;
             });
             let Some(task) = task else { return Ok(()) }; // It is being closed.
-            doors.open.insert(gateway.clone(), Door { path, task });
+            doors.open.insert(whom, Door { path, task });
         }
         Ok(())
+    }
+
+    /// Whether there is a link with this host.
+    fn is_linked(&self, host: &HostId) -> bool {
+        lock(&self.live).links.values().any(|link| link.peer.host == *host)
     }
 
     /// Puts a link on the list, where it is until what is returned is ended or dropped.
@@ -549,6 +566,8 @@ impl Shared {
         let link = Link { peer, dialed, address, since: Instant::now(), tcp, traffic, cut };
         tracing::debug!("link {number} with {} at {address} is open", link.peer.host);
         live.links.insert(number, link);
+        drop(live);
+        self.changes.send_modify(|changes| *changes += 1);
         Ok(registered)
     }
 }
@@ -584,7 +603,11 @@ impl Registered {
             live.accepted -= usize::from(link.as_ref().is_some_and(|link| !link.dialed));
             link
         };
-        if let Some(Link { peer, address, .. }) = link {
+        if let Some(Link { peer, address, dialed, .. }) = link {
+            self.shared.changes.send_modify(|changes| *changes += 1);
+            if dialed {
+                *lock(&self.shared.lost) = Some(peer.host.clone());
+            }
             tracing::debug!("link {} with {} at {address} ended: {how:?}", self.number, peer.host);
             self.shared.tell(LinkEnd { peer: peer.host, role: peer.role, how });
         }
