@@ -6,6 +6,7 @@ use k2i::signal::SignalError;
 use kumo_abi::QueryError;
 
 use crate::exit::Exit;
+use crate::membership::MembershipError;
 use crate::source::SourceError;
 use crate::up::UpError;
 
@@ -24,6 +25,9 @@ pub enum CommandError {
     /// The node.
     #[error(transparent)]
     Up(#[from] UpError),
+    /// Which cluster this host is in.
+    #[error(transparent)]
+    Membership(#[from] MembershipError),
     /// Arguments that do not go together.
     #[error("{0}")]
     Usage(String),
@@ -44,7 +48,9 @@ impl CommandError {
         match self {
             CommandError::Query(_) | CommandError::Usage(_) => Exit::Usage,
             CommandError::Source(error) if error.is_usage() => Exit::Usage,
+            CommandError::Membership(error) if error.is_usage() => Exit::Usage,
             CommandError::Source(_)
+            | CommandError::Membership(_)
             | CommandError::Signal(_)
             | CommandError::Up(_)
             | CommandError::Nobody(_)

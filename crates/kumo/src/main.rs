@@ -18,19 +18,25 @@ use crate::output::{ColorChoice, Output};
 use crate::scope::Scope;
 use crate::source::{NodeArgs, Reading, Source, SourceArgs};
 
+mod ca;
 mod cel;
 mod completions;
 mod doctor;
 mod error;
+mod evict;
 mod exit;
 mod forest;
 mod grid;
 mod host;
 mod hosts;
+mod init;
+mod join;
 mod json;
 mod kill;
+mod leave;
 mod many;
 mod map;
+mod membership;
 mod output;
 mod pgrep;
 mod ps;
@@ -39,6 +45,7 @@ mod source;
 mod table;
 mod testbed;
 mod text;
+mod token;
 mod top;
 mod units;
 mod up;
@@ -94,6 +101,18 @@ enum Command {
     Hosts(hosts::Hosts),
     #[command(after_help = map::EXAMPLES)]
     Map(map::Map),
+    #[command(after_help = init::EXAMPLES)]
+    Init(Box<init::Init>),
+    #[command(after_help = token::EXAMPLES)]
+    Token(token::Token),
+    #[command(after_help = join::EXAMPLES)]
+    Join(Box<join::Join>),
+    #[command(after_help = leave::EXAMPLES)]
+    Leave(leave::Leave),
+    #[command(after_help = evict::EXAMPLES)]
+    Evict(evict::Evict),
+    #[command(after_help = ca::EXAMPLES)]
+    Ca(ca::Ca),
     #[command(after_help = testbed::EXAMPLES)]
     Testbed(testbed::Testbed),
     #[command(after_help = doctor::EXAMPLES)]
@@ -145,6 +164,12 @@ fn run(cli: &Cli, out: &mut Output) -> Result<Exit, CommandError> {
         }
         Command::Hosts(args) => hosts::run(args, &open_node(cli, &args.at, out)?, out),
         Command::Map(args) => map::run(args, &open_node(cli, &args.at, out)?, out),
+        Command::Init(args) => init::run(args, out),
+        Command::Token(args) => token::run(args, &open_node(cli, &args.at, out)?, out),
+        Command::Join(args) => join::run(args, out),
+        Command::Leave(args) => leave::run(args, out),
+        Command::Evict(args) => evict::run(args, &open_node(cli, &args.at, out)?, out),
+        Command::Ca(args) => ca::run(args, out),
         Command::Testbed(args) => testbed::run(args),
         Command::Up(args) => Ok(up::run(args, out)?),
         Command::Doctor(args) => doctor::run(args, out),
