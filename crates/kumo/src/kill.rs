@@ -355,6 +355,38 @@ fn fate(answer: Result<Vec<u8>, SourceError>) -> Fate {
     }
 }
 
+/// Sends a signal to exactly this process of a host, by that host's node.
+///
+/// # Errors
+/// In words: why it was not sent, or that nobody knows whether it was.
+pub fn send_to(
+    node: &Source,
+    host: &HostId,
+    id: ProcessId,
+    signal: Signal,
+    wait: Duration,
+) -> Result<(), String> {
+    let mut answer = Vec::new();
+    let asked = node.fetch(&signal_request(host, Which::Id(id), signal, false, wait), &mut answer);
+    match fate(asked.map(|()| answer)) {
+        Fate::Sent(_) => Ok(()),
+        Fate::Ended(said) | Fate::Refused(said) => Err(said),
+        Fate::Unknown(said) => Err(format!("it is not known whether it was sent: {said}")),
+    }
+}
+
+/// The request that a host's node sends a signal.
+fn signal_request(host: &HostId, which: Which, signal: Signal, force: bool, wait: Duration) -> Ask {
+    let HostId { dc, host } = host;
+    let wait_ms = wait.as_millis();
+    let path = format!("/v2/hosts/{dc}/{host}/proc/{which}/signal?wait_ms={wait_ms}");
+    let mut body = json!({ "signal": signal.to_string() });
+    if force {
+        body["force"] = true.into();
+    }
+    Ask::post(path, &body).that_waits(wait)
+}
+
 /// Signals each by its host's node, or with `--dry-run` looks whether it is there; says what became
 /// of those that were not hit.
 fn send_there(
@@ -443,15 +475,13 @@ impl Missed {
 
 /// What a node is asked: to send the signal, or with `--dry-run` whether the process is there.
 fn request(args: &Kill, host: &HostId, which: Which) -> Ask {
-    let HostId { dc, host } = host;
     let wait = Duration::from_millis(args.hosts_wait);
-    let parameters = format!("wait_ms={}", args.hosts_wait);
     if args.dry_run {
+        let HostId { dc, host } = host;
+        let parameters = format!("wait_ms={}", args.hosts_wait);
         return look(dc.as_str(), host.as_str(), &[which.pid()], parameters).that_waits(wait);
     }
-    let path = format!("/v2/hosts/{dc}/{host}/proc/{which}/signal?{parameters}");
-    let body = json!({ "signal": args.signal.to_string(), "force": args.force });
-    Ask::post(path, &body).that_waits(wait)
+    signal_request(host, which, args.signal, args.force, wait)
 }
 
 /// The question which of these processes a host has.

@@ -145,12 +145,15 @@ fn run(cli: &Cli, out: &mut Output) -> Result<Exit, CommandError> {
     match &cli.command {
         Command::Ps(args) if ps::lists_columns(args) => ps::list_columns(out),
         Command::Ps(args) => {
-            let source = open_many(cli, &args.scope, &args.source, ps::reading(args), out)?;
+            let source = open(cli, &args.scope, &args.source, ps::reading(args), out)?;
             ps::run(args, &source, out)
         }
-        Command::Top(args) => top::run(args, open(cli, &args.source, Reading::Again, out)?, out),
+        Command::Top(args) => {
+            let source = open(cli, &args.scope, &args.source, Reading::Again, out)?;
+            top::run(args, source, out)
+        }
         Command::Pgrep(args) => {
-            let source = open_many(cli, &args.scope, &args.source, Reading::Once, out)?;
+            let source = open(cli, &args.scope, &args.source, Reading::Once, out)?;
             pgrep::run(args, &source, out)
         }
         Command::Kill(args) => kill::run(args, out),
@@ -159,7 +162,7 @@ fn run(cli: &Cli, out: &mut Output) -> Result<Exit, CommandError> {
         }
         // It tells which collector a node would take.
         Command::Host(args) => {
-            let source = open_many(cli, &args.scope, &args.source, Reading::Again, out)?;
+            let source = open(cli, &args.scope, &args.source, Reading::Again, out)?;
             host::run(args, &source, out)
         }
         Command::Hosts(args) => hosts::run(args, &open_node(cli, &args.at, out)?, out),
@@ -177,7 +180,7 @@ fn run(cli: &Cli, out: &mut Output) -> Result<Exit, CommandError> {
     }
 }
 
-/// As [`open()`], for what only a node knows.
+/// Where answers come from that only a node has.
 fn open_node(cli: &Cli, args: &NodeArgs, out: &mut Output) -> Result<Source, CommandError> {
     let (source, said) = Source::open_node(args)?;
     if cli.verbose {
@@ -186,8 +189,8 @@ fn open_node(cli: &Cli, args: &NodeArgs, out: &mut Output) -> Result<Source, Com
     Ok(source)
 }
 
-/// As [`open()`], for a command that may ask many hosts.
-fn open_many(
+/// Where answers come from, of this host or of many.
+fn open(
     cli: &Cli,
     scope: &Scope,
     args: &SourceArgs,
@@ -195,19 +198,6 @@ fn open_many(
     out: &mut Output,
 ) -> Result<Source, CommandError> {
     let (source, said) = scope.open(args, reading)?;
-    if cli.verbose {
-        out.warn(said);
-    }
-    Ok(source)
-}
-
-fn open(
-    cli: &Cli,
-    args: &SourceArgs,
-    reading: Reading,
-    out: &mut Output,
-) -> Result<Source, CommandError> {
-    let (source, said) = Source::open(args, reading)?;
     if cli.verbose {
         out.warn(said);
     }

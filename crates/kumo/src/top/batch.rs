@@ -13,6 +13,7 @@ use super::state::State;
 use super::view;
 use crate::chain;
 use crate::error::CommandError;
+use crate::exit::Exit;
 use crate::json;
 use crate::output::Output;
 
@@ -42,18 +43,19 @@ pub(super) fn run(
     mut state: State,
     mut fetcher: Fetcher,
     out: &mut Output,
-) -> Result<(), CommandError> {
+) -> Result<Exit, CommandError> {
     let started = Instant::now();
     fetcher.begin()?;
     thread::sleep(CPU_TIME_MIN);
     let mut reading = 0;
+    let mut exit;
     loop {
         let began = Instant::now();
         let mut request = state.request();
         request.table.limit = batch.rows_max.map(|rows| rows.to_string());
         let snapshot = match fetcher.fetch(&request, started.elapsed()) {
             Ok(snapshot) => snapshot,
-            Err(error) if reading == 0 => return Err(error.into()),
+            Err(error) if reading == 0 => return Err(error),
             // The next one may succeed: a node restarts. A log goes on then.
             Err(error) => {
                 out.warn(chain(&error));
@@ -69,10 +71,12 @@ pub(super) fn run(
         } else {
             text(&mut state, reading > 0, out)?;
         }
+        let asked = state.snapshot.as_ref().and_then(|snapshot| snapshot.fleet.as_ref());
+        exit = asked.map_or(Exit::Done, |fleet| fleet.asked.tell(Exit::Done, out));
         out.flush()?;
         reading += 1;
         if batch.readings.is_some_and(|max| reading >= max) {
-            return Ok(());
+            return Ok(exit);
         }
         thread::sleep(state.delay.saturating_sub(began.elapsed()));
     }
@@ -108,6 +112,13 @@ fn json_of(snapshot: &Snapshot) -> Value {
         Ok(Value::Object(meta)) => meta,
         _ => Map::new(),
     };
+    if let Some(fleet) = &snapshot.fleet {
+        // These are of one host.
+        for name in ["dc", "host", "boot_id", "collector", "generation", "scan_us", "columns"] {
+            object.shift_remove(name);
+        }
+        object.insert("hosts".to_owned(), json!(fleet.asked));
+    }
     let share = |share: &CpuShare| {
         let CpuShare { user, system, iowait, steal } = share;
         json!({ "busy": share.busy(), "user": user, "system": system, "iowait": iowait,
@@ -131,7 +142,17 @@ fn json_of(snapshot: &Snapshot) -> Value {
             "report": host.report,
         })
     });
-    object.insert("host_now".to_owned(), json!(host));
+    if let Some(fleet) = &snapshot.fleet {
+        let all = json!({
+            "cpu_percent": fleet.cpu.as_ref().map(share),
+            "cpus": fleet.cpus,
+            "load1": fleet.load,
+            "memory": fleet.memory,
+        });
+        object.insert("hosts_now".to_owned(), all);
+    } else {
+        object.insert("host_now".to_owned(), json!(host));
+    }
     let rows = snapshot.rows.iter().map(|proc| Value::Object(proc.row().clone())).collect();
     object.insert("rows".to_owned(), Value::Array(rows));
     Value::Object(object)

@@ -62,6 +62,10 @@ const PID_WIDTH: std::ops::RangeInclusive<u16> = 5..=7;
 /// What decides about columns besides the width.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Choice {
+    /// The widest name of a host, where there are many.
+    pub(super) host_width: Option<u16>,
+    /// Each row is a host.
+    pub(super) by_host: bool,
     /// Show the number of threads.
     pub(super) threads: bool,
     /// Show the command line, not the name alone.
@@ -72,14 +76,25 @@ pub(super) struct Choice {
     pub(super) sorted_by: Column,
 }
 
+/// The columns of a table whose rows are hosts.
+const BY_HOST: [Column; 6] =
+    [Column::Pid, Column::Threads, Column::Cpu, Column::Rss, Column::Time, Column::Cmdline];
+
+/// Names of hosts get so many cells: the shortest make no column that jumps, and a long one leaves
+/// room for its processes.
+const HOST_WIDTH: std::ops::RangeInclusive<u16> = 8..=24;
+
 /// The columns that fit `width`, and their widths; one blank stands between two.
 pub(super) fn fit(choice: Choice, width: u16) -> Vec<Shown> {
-    let mut shown: Vec<Shown> = TABLE
+    let table: &[Column] = if choice.by_host { &BY_HOST } else { &TABLE };
+    let host = choice.host_width.map(|_| Column::Host);
+    let mut shown: Vec<Shown> = host
         .into_iter()
+        .chain(table.iter().copied())
         .filter(|column| choice.threads || *column != Column::Threads)
         .map(|column| Shown { column, width: width_of(column, choice) })
         .collect();
-    if !TABLE.contains(&choice.sorted_by) {
+    if !choice.by_host && !table.contains(&choice.sorted_by) && host != Some(choice.sorted_by) {
         let column = choice.sorted_by;
         shown.insert(shown.len() - 1, Shown { column, width: width_of(column, choice) });
     }
@@ -108,6 +123,12 @@ pub(super) fn fit(choice: Choice, width: u16) -> Vec<Shown> {
 
 fn width_of(column: Column, choice: Choice) -> u16 {
     match column {
+        Column::Host => {
+            let widest = choice.host_width.unwrap_or(0);
+            widest.clamp(*HOST_WIDTH.start(), *HOST_WIDTH.end())
+        }
+        // Sums over a host are wider than any of their parts.
+        Column::Threads | Column::Cpu if choice.by_host => 7,
         Column::Pid | Column::Ppid => choice.pid_digits.clamp(*PID_WIDTH.start(), *PID_WIDTH.end()),
         Column::User => 8,
         Column::Priority | Column::Nice => 3,
@@ -121,8 +142,10 @@ fn width_of(column: Column, choice: Choice) -> u16 {
 }
 
 /// The heading, as people know it from top.
-pub(super) fn heading(column: Column) -> &'static str {
+pub(super) fn heading(column: Column, by_host: bool) -> &'static str {
     match column {
+        Column::Pid if by_host => "PROCS",
+        Column::Cmdline | Column::Comm if by_host => "LOAD AND MEMORY",
         Column::Priority => "PR",
         Column::Vsize => "VIRT",
         Column::Rss => "RES",
@@ -195,11 +218,18 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    const CHOICE: Choice =
-        Choice { threads: true, full_command: true, pid_digits: 4, sorted_by: Column::Cpu };
+    const CHOICE: Choice = Choice {
+        host_width: None,
+        by_host: false,
+        threads: true,
+        full_command: true,
+        pid_digits: 4,
+        sorted_by: Column::Cpu,
+    };
 
     fn headings(choice: Choice, width: u16) -> String {
-        let headings = fit(choice, width).into_iter().map(|shown| heading(shown.column));
+        let by_host = choice.by_host;
+        let headings = fit(choice, width).into_iter().map(|shown| heading(shown.column, by_host));
         headings.collect::<Vec<_>>().join(" ")
     }
 
@@ -216,6 +246,13 @@ mod tests {
             headings(without, 100),
             "PID USER PR NI VIRT RES SHR S %CPU %MEM TIME+ SWAP COMMAND"
         );
+        let many = Choice { host_width: Some(12), ..CHOICE };
+        assert_eq!(headings(many, 200), format!("HOST {all}"));
+        assert_eq!(headings(many, 80), "HOST PID USER RES S THR %CPU %MEM TIME+ COMMAND");
+        let sorted = Choice { sorted_by: Column::Host, ..many };
+        assert_eq!(headings(sorted, 200), format!("HOST {all}"));
+        let by_host = Choice { by_host: true, ..many };
+        assert_eq!(headings(by_host, 100), "HOST PROCS THR %CPU RES TIME+ LOAD AND MEMORY");
         for width in 0..300 {
             let shown = fit(CHOICE, width);
             let cells: u16 = shown.iter().map(|one| one.width + 1).sum();

@@ -1,26 +1,134 @@
 //! What the view asks for and what it gets: plain values between the fetching thread and the rest.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
-use k2i::host::{CpuSeconds, HostReport, OneCpu};
+use k2i::host::{CpuSeconds, HostReport, Memory, OneCpu};
 use kumo_abi::proc::{Column, PROC};
-use kumo_abi::{Meta, ProcessId, QueryText, Row};
+use kumo_abi::{HostId, Meta, ProcessId, QueryText, Row};
 use serde_json::Value;
+
+use crate::many::Asked;
+
+/// A host among those that this view has seen; of one host, always the same.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(super) struct Place(u32);
+
+/// The hosts that this view has seen. One keeps its place, also when it is gone.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Places {
+    hosts: Vec<HostId>,
+    places: HashMap<HostId, Place>,
+}
+
+impl Places {
+    /// The place of a host, which is made if it has none.
+    pub(super) fn of(places: &mut Arc<Places>, host: &HostId) -> Place {
+        if let Some(place) = places.places.get(host) {
+            return *place;
+        }
+        let places = Arc::make_mut(places);
+        let place = Place(u32::try_from(places.hosts.len()).unwrap_or(u32::MAX));
+        places.hosts.push(host.clone());
+        places.places.insert(host.clone(), place);
+        place
+    }
+
+    /// The host at a place; `None` where one host is looked at.
+    pub(super) fn host(&self, place: Place) -> Option<&HostId> {
+        self.hosts.get(place.0 as usize)
+    }
+}
+
+/// Who a row is: a process of a host; or, where a row is a host, that host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Key {
+    /// Its host.
+    pub(super) place: Place,
+    /// Its number; 0 for a host.
+    pub(super) pid: i32,
+    start_ns: u64,
+}
+
+impl Key {
+    /// A process of a host.
+    pub(super) fn new(place: Place, id: ProcessId) -> Key {
+        Key { place, pid: id.pid, start_ns: id.start_ns }
+    }
+
+    /// A host itself.
+    fn host(place: Place) -> Key {
+        Key { place, pid: 0, start_ns: 0 }
+    }
+
+    /// The process on its host.
+    pub(super) fn process(self) -> ProcessId {
+        ProcessId { pid: self.pid, start_ns: self.start_ns }
+    }
+
+    /// See [`ProcessId::same`]; on the same host.
+    pub(super) fn same(&self, other: &Key) -> bool {
+        self.place == other.place && self.process().same(&other.process())
+    }
+
+    /// Its number, as no process of another host has it.
+    pub(super) fn number_of(self, pid: i32) -> i64 {
+        i64::from(self.place.0) << 32 | i64::from(pid) & 0xffff_ffff
+    }
+}
+
+/// Without the host.
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.process().fmt(f)
+    }
+}
 
 /// A process as a row of an answer.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Proc {
     /// Who it is; never taken from anything but its own row.
-    pub(super) id: ProcessId,
+    pub(super) id: Key,
     row: Row,
 }
 
 impl Proc {
     /// Takes a row that has the column `id`; `None` if it has none that can be read.
     pub(super) fn new(row: Row) -> Option<Proc> {
+        Proc::at(Place::default(), row)
+    }
+
+    /// The same of a host at a place.
+    pub(super) fn at(place: Place, row: Row) -> Option<Proc> {
         let id = row.get(Column::Id.spec().name)?.as_str()?.parse().ok()?;
-        Some(Proc { id, row })
+        Some(Proc { id: Key::new(place, id), row })
+    }
+
+    /// Takes a row of many hosts, which says whose it is.
+    pub(super) fn of_many(mut row: Row, places: &mut Arc<Places>) -> Option<Proc> {
+        let place = name_host(&mut row, places)?;
+        Proc::at(place, row)
+    }
+
+    /// Takes a row of an answer to [`host_sums`]: sums stand in the columns that they are sums of,
+    /// the number of processes in that of their numbers, and `about` in that of the command.
+    pub(super) fn of_host(
+        mut row: Row,
+        places: &mut Arc<Places>,
+        about: impl FnOnce(&HostId) -> String,
+    ) -> Option<Proc> {
+        let place = name_host(&mut row, places)?;
+        for (sum, column) in HOST_SUMS {
+            let value = row.remove(*sum).unwrap_or(Value::Null);
+            row.insert(column.spec().name.to_owned(), value);
+        }
+        let about = places.host(place).map(about).unwrap_or_default();
+        for column in [Column::Cmdline, Column::Comm] {
+            row.insert(column.spec().name.to_owned(), about.clone().into());
+        }
+        Some(Proc { id: Key::host(place), row })
     }
 
     /// The value of a column; null where it was not asked for.
@@ -45,13 +153,44 @@ impl Proc {
     }
 }
 
+/// Writes the host of a row as `tokyo/a`, and says its place.
+fn name_host(row: &mut Row, places: &mut Arc<Places>) -> Option<Place> {
+    let host: HostId = crate::many::host_of(row)?.parse().ok()?;
+    row.insert(Column::Host.spec().name.to_owned(), host.to_string().into());
+    Some(Places::of(places, &host))
+}
+
+/// What is added up over the processes of a host, and the column that shows it.
+const HOST_SUMS: &[(&str, Column)] = &[
+    ("count()", Column::Pid),
+    ("sum(threads)", Column::Threads),
+    ("sum(cpu)", Column::Cpu),
+    ("sum(rss)", Column::Rss),
+    ("sum(time)", Column::Time),
+];
+
+/// The name of the sum that stands in this column of a row that is a host.
+pub(super) fn host_sum(column: Column) -> Option<&'static str> {
+    HOST_SUMS.iter().find(|(_, shown)| *shown == column).map(|(sum, _)| *sum)
+}
+
+/// The query whose rows [`Proc::of_host`] reads, in no order.
+pub(super) fn host_sums() -> QueryText {
+    let sums: Vec<&str> = HOST_SUMS.iter().map(|(sum, _)| *sum).collect();
+    QueryText {
+        columns: Some(format!("dc,host,{}", sums.join(","))),
+        group: Some("dc,host".to_owned()),
+        ..QueryText::default()
+    }
+}
+
 /// What the view needs next. Two equal requests get answers to the same question.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Request {
     /// The table.
     pub(super) table: QueryText,
     /// Say whether this process lives, if it is not among the rows.
-    pub(super) watched: Option<ProcessId>,
+    pub(super) watched: Option<Key>,
     /// What an open dialog needs besides.
     pub(super) side: Side,
 }
@@ -65,7 +204,7 @@ pub(super) enum Side {
     /// Every user and how much they run.
     Users,
     /// One process with all its columns and its relatives.
-    Detail(ProcessId),
+    Detail(Key),
 }
 
 /// All that was known at one moment.
@@ -81,12 +220,93 @@ pub(super) struct Snapshot {
     pub(super) tasks: Tasks,
     /// The host, if the source could say.
     pub(super) host: Option<Host>,
+    /// All hosts together, where many are looked at.
+    pub(super) fleet: Option<Fleet>,
+    /// The hosts that rows are of.
+    pub(super) places: Arc<Places>,
     /// Whether the watched process lives; `None` when none was watched.
     pub(super) watched_lives: Option<bool>,
     /// What the dialog asked for.
     pub(super) extra: Extra,
     /// When it was complete, by the clock that the view is given.
     pub(super) at: Duration,
+}
+
+impl Snapshot {
+    /// What the CPUs do and how full the memory is, of the host or of all together.
+    pub(super) fn meters(&self) -> Option<Meters> {
+        let of_host = |host: &Host| Meters { cpu: host.cpu_total, memory: host.report.memory };
+        let of_fleet = |fleet: &Fleet| Meters { cpu: fleet.cpu, memory: fleet.memory };
+        let fleet = self.fleet.as_ref().map(of_fleet);
+        fleet.or_else(|| self.host.as_ref().map(of_host))
+    }
+}
+
+/// CPUs and memory.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Meters {
+    /// `None` in the first answer.
+    pub(super) cpu: Option<CpuShare>,
+    /// In bytes.
+    pub(super) memory: Memory,
+}
+
+/// Many hosts as one.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Fleet {
+    /// Who is in the table and who is missing.
+    pub(super) asked: Asked,
+    /// CPUs of the hosts that told of themselves.
+    pub(super) cpus: u64,
+    /// Their load averages over one minute, added up.
+    pub(super) load: f64,
+    /// Their memory and swap; only totals and what is available.
+    pub(super) memory: Memory,
+    /// What all their CPUs did; `None` in the first answer.
+    pub(super) cpu: Option<CpuShare>,
+}
+
+impl Fleet {
+    /// Adds reports up; CPU use is measured from `earlier` ones, of hosts that have not been booted
+    /// since.
+    pub(super) fn new(
+        asked: Asked,
+        reports: &BTreeMap<HostId, HostReport>,
+        earlier: &BTreeMap<HostId, HostReport>,
+    ) -> Fleet {
+        let mut fleet = Fleet { asked, ..Fleet::default() };
+        let (mut before, mut now) = (CpuSeconds::default(), CpuSeconds::default());
+        for (id, report) in reports {
+            fleet.cpus += u64::from(report.cpu.online);
+            fleet.load += report.load.avg1;
+            let Memory { total, available, swap_total, swap_free, .. } = report.memory;
+            let sum = &mut fleet.memory;
+            sum.total = sum.total.saturating_add(total);
+            sum.available = sum.available.saturating_add(available);
+            sum.swap_total = sum.swap_total.saturating_add(swap_total);
+            sum.swap_free = sum.swap_free.saturating_add(swap_free);
+            let old = earlier.get(id).filter(|old| old.boot.boot_id == report.boot.boot_id);
+            if let Some(old) = old {
+                before = added(before, old.cpu.seconds);
+                now = added(now, report.cpu.seconds);
+            }
+        }
+        fleet.cpu = CpuShare::between(&before, &now);
+        fleet
+    }
+}
+
+fn added(a: CpuSeconds, b: CpuSeconds) -> CpuSeconds {
+    CpuSeconds {
+        user: a.user + b.user,
+        nice: a.nice + b.nice,
+        system: a.system + b.system,
+        idle: a.idle + b.idle,
+        iowait: a.iowait + b.iowait,
+        irq: a.irq + b.irq,
+        softirq: a.softirq + b.softirq,
+        steal: a.steal + b.steal,
+    }
 }
 
 /// What a dialog asked for.
@@ -118,7 +338,7 @@ pub(super) struct UserSum {
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Detail {
     /// Who was asked about.
-    pub(super) id: ProcessId,
+    pub(super) id: Key,
     /// All its columns; `None` when it has ended.
     pub(super) proc: Option<Proc>,
     /// Its ancestors, the parent first.
@@ -200,7 +420,7 @@ impl UserSum {
 
 impl Detail {
     /// The query for the process itself: every column that is its own.
-    pub(super) fn query(id: ProcessId) -> QueryText {
+    pub(super) fn query(id: Key) -> QueryText {
         let of_the_host = [Column::Dc, Column::Host].map(Column::index);
         let own = PROC.columns.iter().enumerate().filter(|(index, _)| !of_the_host.contains(index));
         let names: Vec<&str> = own.map(|(_, spec)| spec.name).collect();
@@ -214,7 +434,7 @@ impl Detail {
 
     /// Puts both answers together. A process number that was given to another process since is not
     /// taken for the one that was asked about.
-    pub(super) fn new(id: ProcessId, own: Vec<Proc>, everybody: &[Proc]) -> Detail {
+    pub(super) fn new(id: Key, own: Vec<Proc>, everybody: &[Proc]) -> Detail {
         let proc = own.into_iter().find(|proc| proc.id.same(&id));
         let mut ancestors: Vec<Proc> = Vec::new();
         let mut next = proc.as_ref().map_or(0, Proc::ppid);
@@ -344,11 +564,7 @@ pub(super) mod tests {
                 seconds: busy,
                 each: (0..cpus).map(of).collect(),
             },
-            memory: k2i::host::Memory {
-                total: 16 * gib,
-                available: 12 * gib,
-                ..k2i::host::Memory::default()
-            },
+            memory: Memory { total: 16 * gib, available: 12 * gib, ..Memory::default() },
             load: k2i::host::Load { avg1: 0.52, avg5: 0.58, avg15: 0.59 },
             pressure: Pressure { cpu: Some(Stall { some, full: None }), ..Pressure::default() },
             tasks: k2i::host::Tasks::default(),
@@ -393,6 +609,8 @@ pub(super) mod tests {
             rows,
             tasks,
             host: Some(host(2)),
+            fleet: None,
+            places: Arc::default(),
             watched_lives: None,
             extra: Extra::Nothing,
             at: Duration::ZERO,
@@ -445,9 +663,64 @@ pub(super) mod tests {
 
     #[test]
     fn a_successor_with_the_same_number_is_not_shown_as_the_process() {
-        let old = ProcessId { pid: 5, start_ns: 1 };
+        let old = Key::new(Place::default(), ProcessId { pid: 5, start_ns: 1 });
         let successor = proc(5, 1, &json!({}));
         let detail = Detail::new(old, vec![successor.clone()], &[successor]);
         assert_eq!((detail.proc, detail.children.len()), (None, 0));
+    }
+
+    fn id(text: &str) -> HostId {
+        text.parse().expect("a host")
+    }
+
+    #[test]
+    fn the_same_number_on_two_hosts_is_two_processes() {
+        let mut places = Arc::default();
+        let mut row = |host: &str| {
+            let row = json!({"dc": "tokyo", "host": host, "id": "7@10000000", "pid": 7, "ppid": 1});
+            let row = row.as_object().expect("an object").clone();
+            Proc::of_many(row, &mut places).expect("a process")
+        };
+        let (a, b, again) = (row("a"), row("b"), row("a"));
+        assert!(a.id.same(&again.id) && !a.id.same(&b.id));
+        assert_ne!(a.id.number_of(7), b.id.number_of(7));
+        assert_eq!(a.value(Column::Host), "tokyo/a");
+        assert_eq!(places.host(b.id.place), Some(&id("tokyo/b")));
+        assert_eq!(Proc::of_many(Row::new(), &mut places), None);
+    }
+
+    #[test]
+    fn a_host_is_a_row_of_sums() {
+        let mut places = Arc::default();
+        let row = json!({"dc": "tokyo", "host": "a", "count()": 12, "sum(threads)": 30,
+                         "sum(cpu)": 155.5, "sum(rss)": 4096, "sum(time)": null});
+        let row = row.as_object().expect("an object").clone();
+        let host = Proc::of_host(row, &mut places, |id| format!("of {id}")).expect("a host");
+        let shown = [Column::Host, Column::Pid, Column::Cpu, Column::Cmdline, Column::Time];
+        let shown = shown.map(|column| host.value(column).clone());
+        assert_eq!(
+            shown,
+            [json!("tokyo/a"), json!(12), json!(155.5), json!("of tokyo/a"), json!(null)]
+        );
+        let query = kumo_abi::Query::parse(&host_sums(), &PROC, "pid").expect("a query");
+        assert!(query.is_grouped());
+    }
+
+    #[test]
+    fn hosts_add_up_and_a_new_boot_is_left_out_of_cpu_use() {
+        let Host { report, .. } = host(4);
+        let mut later = report.clone();
+        later.cpu.seconds.user += 3.0;
+        later.cpu.seconds.idle += 1.0;
+        let mut booted = later.clone();
+        booted.boot.boot_id = "another".to_owned();
+        let earlier = BTreeMap::from([(id("t/a"), report.clone()), (id("t/b"), report)]);
+        let reports = BTreeMap::from([(id("t/a"), later), (id("t/b"), booted)]);
+        let fleet = Fleet::new(Asked::default(), &reports, &earlier);
+        assert_eq!((fleet.cpus, fleet.memory.total >> 30), (8, 32));
+        assert!((fleet.load - 1.04).abs() < 1e-9, "{}", fleet.load);
+        assert_eq!(fleet.cpu.map(|cpu| cpu.busy()), Some(75.0));
+        let first = Fleet::new(Asked::default(), &reports, &BTreeMap::new());
+        assert_eq!(first.cpu, None);
     }
 }

@@ -63,7 +63,9 @@ pub(super) fn lines(state: &State) -> Vec<Line<'static>> {
     match extra {
         Some(Extra::Detail(detail)) if detail.id.same(&id) => match &detail.proc {
             Some(proc) => page_of(detail, proc, theme, usize::from(state.size.0)),
-            None => vec![Line::styled(format!("process {} has ended", id.pid), theme.bad())],
+            None => {
+                vec![Line::styled(format!("process {} has ended", state.name(id)), theme.bad())]
+            }
         },
         _ => vec![Line::from("reading…")],
     }

@@ -10,7 +10,7 @@ use kumo_abi::Meta;
 use ratatui::style::Style;
 use ratatui::text::{Line, Span};
 
-use super::data::{CpuShare, Host, Tasks};
+use super::data::{CpuShare, Fleet, Host, Meters, Tasks};
 use super::state::State;
 use super::theme::Theme;
 use crate::text::{columns, visible_within};
@@ -40,13 +40,18 @@ pub(super) fn lines(state: &State) -> Vec<Line<'static>> {
     let host = snapshot.host.as_ref();
     if roomy {
         lines.push(tasks(&snapshot.tasks, theme, width));
+        if let Some(now) = snapshot.meters() {
+            lines.extend(meters(now, theme, width));
+        }
         if let Some(host) = host {
-            lines.extend(meters(host, theme, width));
             lines.extend(cpus(host, theme, width, state.size.1));
             lines.push(pressure(host, &snapshot.meta, theme, width));
         }
     } else {
-        lines.push(compact(&snapshot.tasks, host, theme, width));
+        lines.push(compact(&snapshot.tasks, snapshot.meters(), theme, width));
+    }
+    if let Some(fleet) = &snapshot.fleet {
+        lines.push(missing(fleet, theme, width));
     }
     lines.extend(showing(state, theme, width));
     lines.extend(error(state, theme, width));
@@ -115,6 +120,15 @@ fn first(state: &State, theme: Theme, width: usize) -> Line<'static> {
     let right_width = columns(&right).min(width);
     let mut pieces = Pieces::new(width.saturating_sub(right_width + 1));
     pieces.add(&meta.host, theme.strong());
+    if let Some(fleet) = &snapshot.fleet {
+        let hosts = format!("{} of {}", fleet.asked.answered, fleet.asked.asked);
+        let style = if fleet.asked.missing.is_empty() { theme.good() } else { theme.bad() };
+        let busy = 100.0 * fleet.load / (fleet.cpus.max(1) as f64);
+        pieces
+            .add_whole("hosts ", &hosts, theme, style)
+            .add_whole("CPUs ", &fleet.cpus.to_string(), theme, plain)
+            .add_whole("load ", &format!("{:.2}", fleet.load), theme, theme.share(busy));
+    }
     if let Some(Host { report, .. }) = &snapshot.host {
         let up = units::span(report.boot.uptime_seconds);
         let load = &report.load;
@@ -151,12 +165,11 @@ fn tasks(tasks: &Tasks, theme: Theme, width: usize) -> Line<'static> {
 }
 
 /// CPU and memory, one beside the other; swap below, beside what the CPUs did.
-fn meters(host: &Host, theme: Theme, width: usize) -> Vec<Line<'static>> {
+fn meters(now: Meters, theme: Theme, width: usize) -> Vec<Line<'static>> {
     let (left, right) = halves(width);
-    let total = host.cpu_total;
+    let Meters { cpu: total, memory } = now;
     let mut first = bar("CPU", 4, &cpu_parts(total, theme), &busy_text(total), left, theme);
     first.push(Span::raw("  "));
-    let memory = &host.report.memory;
     let used = memory.total.saturating_sub(memory.available);
     first.extend(usage("Mem", used, memory.total, right, theme));
     let mut second = Pieces::new(left);
@@ -271,13 +284,32 @@ fn pressure(host: &Host, meta: &Meta, theme: Theme, width: usize) -> Line<'stati
     line
 }
 
-fn compact(tasks: &Tasks, host: Option<&Host>, theme: Theme, width: usize) -> Line<'static> {
+/// Who is missing and why, as many as fit; the line is there also when nobody is.
+fn missing(fleet: &Fleet, theme: Theme, width: usize) -> Line<'static> {
     let mut pieces = Pieces::new(width);
-    if let Some(host) = host {
-        let cpu = host.cpu_total.map(|share| share.busy());
+    let missing = &fleet.asked.missing;
+    if missing.is_empty() {
+        pieces.add("Missing ", theme.label()).add("none", theme.dim());
+        return pieces.line();
+    }
+    pieces.add("Missing ", theme.label()).add(&missing.len().to_string(), theme.bad());
+    for one in missing {
+        if pieces.left == 0 {
+            break;
+        }
+        let why = crate::many::why(&one.outcome);
+        pieces.add("  ", Style::new()).add(&one.id.to_string(), theme.strong());
+        pieces.add(" ", Style::new()).add(&why, theme.bad());
+    }
+    pieces.line()
+}
+
+fn compact(tasks: &Tasks, now: Option<Meters>, theme: Theme, width: usize) -> Line<'static> {
+    let mut pieces = Pieces::new(width);
+    if let Some(Meters { cpu: total, memory }) = now {
+        let cpu = total.map(|share| share.busy());
         let style = theme.share(cpu.unwrap_or(0.0));
-        pieces.add_whole("CPU ", &busy_text(host.cpu_total), theme, style);
-        let memory = &host.report.memory;
+        pieces.add_whole("CPU ", &busy_text(total), theme, style);
         let share = |used: u64, total: u64| 100.0 * used as f64 / total.max(1) as f64;
         let used = share(memory.total.saturating_sub(memory.available), memory.total);
         pieces.add_whole("mem ", &format!("{used:.0}%"), theme, theme.share(used));
@@ -299,13 +331,17 @@ fn compact(tasks: &Tasks, host: Option<&Host>, theme: Theme, width: usize) -> Li
 /// What is shown, when that is not all.
 fn showing(state: &State, theme: Theme, width: usize) -> Option<Line<'static>> {
     let (filter, user) = (state.filter.as_ref(), state.user.as_ref());
-    if filter.is_none() && user.is_none() {
+    let host = state.only_host.as_ref();
+    if filter.is_none() && user.is_none() && host.is_none() {
         return None;
     }
     let meta = &state.snapshot.as_ref()?.meta;
     let mut pieces = Pieces::new(width);
     let counts = format!("{} of {}", meta.matched, meta.processes);
     pieces.add("Showing ", theme.label()).add(&counts, theme.strong());
+    if let Some(host) = host {
+        pieces.add("  host ", theme.label()).add(&host.to_string(), theme.strong());
+    }
     if let Some(user) = user {
         pieces.add("  user ", theme.label()).add(user, theme.strong());
     }

@@ -34,6 +34,8 @@ pub(super) enum Action {
     ShowAll,
     /// Choose a user from a list.
     User,
+    /// Show a row for each host, or for each process.
+    ByHost,
     /// Show the tree, or the flat table.
     Tree,
     /// Show the column of threads, or not.
@@ -156,6 +158,11 @@ pub(super) const BINDINGS: &[Binding] = &[
     ),
     keys("u", "show only one user", &[(Char('u'), Action::User)]),
     keys("=", "show all again", &[(Char('='), Action::ShowAll)]),
+    keys(
+        "g",
+        "of many hosts: a row for each host, Enter shows its processes",
+        &[(Char('g'), Action::ByHost)],
+    ),
     keys("t F5", "tree, or flat", &[(Char('t'), Action::Tree), (F(5), Action::Tree)]),
     keys("H", "threads column on, off", &[(Char('H'), Action::Threads)]),
     keys("c", "command line, or name", &[(Char('c'), Action::FullCommand)]),

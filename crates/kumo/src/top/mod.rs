@@ -27,11 +27,13 @@ use kumo_abi::{Query, QueryError, QueryText};
 
 use self::batch::Batch;
 use self::fetch::Fetcher;
+use self::screen::Far;
 use self::state::{DELAY_MAX, DELAY_MIN, Filter, Sort, State};
 use crate::error::CommandError;
 use crate::exit::Exit;
 use crate::forest::Lines;
 use crate::output::Output;
+use crate::scope::Scope;
 use crate::source::{Source, SourceArgs};
 
 /// Show the busiest processes, live
@@ -72,6 +74,9 @@ pub struct Top {
     /// Print each reading as one JSON object on a line of its own
     #[arg(long)]
     json: bool,
+    /// Which hosts.
+    #[command(flatten)]
+    pub scope: Scope,
     /// Where to ask.
     #[command(flatten)]
     pub source: SourceArgs,
@@ -86,6 +91,8 @@ Examples:
   kumo top --once -l 10                    the ten busiest as text, once
   kumo top -b -n 60 > log.txt              a minute of readings into a file
   kumo top --json -n 5 | jq '.rows[0]'     for programs
+  kumo top --all                           of all hosts of the cluster; g shows a row for each
+  kumo top --dc osaka --where 'cpus >= 8'
 
 Text that processes chose is shown with control characters escaped (\\n, \\x1b, \\u{202e}). A signal
 (key k) goes to exactly the process that was selected, or to nobody. NO_COLOR turns colours off.";
@@ -159,17 +166,21 @@ pub fn run(args: &Top, source: Source, out: &mut Output) -> Result<Exit, Command
         state.branches = Lines::Ascii;
     }
     state.color = out.has_color() && !is_batch;
+    state.many = args.scope.is_many();
     let local = source.is_this_host().then(|| std::fs::read_to_string(BOOT_ID).ok()).flatten();
     state.boot_id_here = local.map(|boot_id| boot_id.trim().to_owned());
-    let fetcher = Fetcher::new(source);
+    let far = match state.many {
+        true => source.another()?.map(|source| Far { source, wait: args.scope.wait() }),
+        false => None,
+    };
+    let fetcher = Fetcher::new(source, state.many.then(|| args.scope.clone()));
     if is_batch {
         let only_one = args.once || (!args.batch && !args.json && args.iterations.is_none());
         let readings = if only_one { Some(1) } else { args.iterations };
         let batch = Batch { readings, rows_max: args.limit, json: args.json };
-        batch::run(batch, state, fetcher, out)?;
-    } else {
-        screen::run(state, fetcher, args.iterations)?;
+        return batch::run(batch, state, fetcher, out);
     }
+    screen::run(state, fetcher, far, args.iterations)?;
     Ok(Exit::Done)
 }
 

@@ -61,13 +61,15 @@ impl Pace {
 
 #[cfg(test)]
 mod tests {
+    use super::super::data::{Key, Place};
     use super::*;
     use kumo_abi::ProcessId;
 
     const SECOND: Duration = Duration::from_secs(1);
 
     fn about(pid: i32) -> Request {
-        Request { watched: Some(ProcessId { pid, start_ns: 1 }), ..Request::default() }
+        let id = ProcessId { pid, start_ns: 1 };
+        Request { watched: Some(Key::new(Place::default(), id)), ..Request::default() }
     }
 
     #[test]

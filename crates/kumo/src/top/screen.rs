@@ -18,14 +18,15 @@ use crossterm::execute;
 use crossterm::terminal::{
     EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode, enable_raw_mode, size,
 };
-use k2i::signal;
+use k2i::signal::{self, Signal};
+use kumo_abi::HostId;
 use ratatui::Terminal;
 use ratatui::backend::CrosstermBackend;
 use ratatui::layout::{Position, Rect};
 use rustix::process::{Signal as Known, getpid, kill_process};
 use tokio::signal::unix::{SignalKind, signal as listen};
 
-use super::data::{Request, Snapshot};
+use super::data::{Key, Request, Snapshot};
 use super::fetch::Fetcher;
 use super::pace::Pace;
 use super::state::State;
@@ -33,6 +34,8 @@ use super::update::{Effect, Event, update};
 use super::view;
 use crate::chain;
 use crate::error::CommandError;
+use crate::kill;
+use crate::source::Source;
 
 /// Messages that wait for the view. Who sends more waits, and keys are then read later, never lost.
 const MESSAGES_MAX: usize = 64;
@@ -44,6 +47,8 @@ const DRAW_TIME_MAX: Duration = Duration::from_secs(1);
 enum Message {
     Terminal(TerminalEvent),
     Answer(Result<Box<Snapshot>, String>),
+    /// What became of a signal to a process of another host.
+    Sent(Key, Signal, Result<(), String>),
     /// A signal asks us to end.
     End,
     /// A thread is gone, and we cannot go on without it.
@@ -57,6 +62,7 @@ enum Message {
 pub(super) fn run(
     mut state: State,
     fetcher: Fetcher,
+    far: Option<Far>,
     readings_max: Option<u64>,
 ) -> Result<(), CommandError> {
     let started = Instant::now();
@@ -65,7 +71,7 @@ pub(super) fn run(
     watch_signals(send.clone())?;
     let mut screen = Screen::enter()?;
     watch_terminal(send.clone())?;
-    let questions = answer_questions(fetcher, started, send)?;
+    let questions = answer_questions(fetcher, started, send.clone())?;
     let mut pace = Pace::default();
     let mut readings = 0;
     loop {
@@ -94,6 +100,7 @@ pub(super) fn run(
                         Err(error) => Event::Failed(error),
                     }
                 }
+                Some(Message::Sent(id, signal, result)) => Event::Sent { id, signal, result },
                 Some(Message::End) => return Ok(()),
                 Some(Message::Lost(what)) => return Err(lost(what)),
             };
@@ -105,9 +112,20 @@ pub(super) fn run(
                     Effect::Redraw => screen.redraw()?,
                     Effect::Refresh => pace.hurry(),
                     Effect::Send(id, signal) => {
-                        let result = signal::send(id, signal).map_err(|error| chain(&error));
-                        let sent = Event::Sent { id, signal, result };
-                        effect = update(&mut state, started.elapsed(), sent);
+                        let result = match &far {
+                            None => {
+                                let sent = signal::send(id.process(), signal);
+                                Some(sent.map_err(|error| chain(&error)))
+                            }
+                            Some(far) => {
+                                let host = state.host(id.place).cloned();
+                                far.send(host, id, signal, &send).err().map(Err)
+                            }
+                        };
+                        if let Some(result) = result {
+                            let sent = Event::Sent { id, signal, result };
+                            effect = update(&mut state, started.elapsed(), sent);
+                        }
                     }
                 }
             }
@@ -120,6 +138,36 @@ pub(super) fn run(
             screen.terminal.draw(|frame| view::draw(&state, frame))?;
             return Ok(());
         }
+    }
+}
+
+/// The way to the nodes that send signals to processes of other hosts.
+pub(super) struct Far {
+    /// Who is asked.
+    pub(super) source: Source,
+    /// How long the other host is waited for.
+    pub(super) wait: Duration,
+}
+
+impl Far {
+    /// Has a signal sent by a thread of its own, which tells later what became of it.
+    fn send(
+        &self,
+        host: Option<HostId>,
+        id: Key,
+        signal: Signal,
+        send: &SyncSender<Message>,
+    ) -> Result<(), String> {
+        let host = host.ok_or("its host is not known; nothing was sent")?;
+        let source = self.source.another().map_err(|error| chain(&error))?;
+        let source = source.ok_or("there is no node to ask; nothing was sent")?;
+        let (send, wait) = (send.clone(), self.wait);
+        let body = move || {
+            let result = kill::send_to(&source, &host, id.process(), signal, wait);
+            // The view may have ended before.
+            send.send(Message::Sent(id, signal, result)).ok();
+        };
+        spawn("top-signal", body).map_err(|error| format!("nothing was sent: {error}"))
     }
 }
 

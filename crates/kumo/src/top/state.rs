@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use k2i::signal::Signal;
 use kumo_abi::proc::Column;
-use kumo_abi::{ProcessId, QueryText};
+use kumo_abi::{HostId, QueryText};
 
 use super::columns::{self, Choice, Shown};
-use super::data::{Proc, Request, Side, Snapshot, UserSum};
+use super::data::{Key, Place, Proc, Request, Side, Snapshot, UserSum, host_sum, host_sums};
 use super::header;
 use crate::cel;
 use crate::forest;
@@ -42,6 +42,12 @@ pub(super) struct State {
     pub(super) user: Option<String>,
     /// The text that `n` goes to.
     pub(super) search: String,
+    /// Whether many hosts are looked at.
+    pub(super) many: bool,
+    /// Whether each row is a host.
+    pub(super) by_host: bool,
+    /// Only this host's.
+    pub(super) only_host: Option<HostId>,
     /// Whether children stand below their parents.
     pub(super) tree: bool,
     /// Whether the column of threads is there.
@@ -51,7 +57,7 @@ pub(super) struct State {
     /// Cells of the command that have left on the left side.
     pub(super) shift: usize,
     /// The selected process. It stays selected wherever it moves.
-    pub(super) selected: Option<ProcessId>,
+    pub(super) selected: Option<Key>,
     /// The line that the cursor was last on: where to go on when the selected process has ended.
     pub(super) cursor: usize,
     /// The first line that is shown.
@@ -143,7 +149,7 @@ pub(super) enum Mode {
     /// All about one process.
     Detail {
         /// Which.
-        id: ProcessId,
+        id: Key,
         /// The first line that is shown.
         scroll: usize,
     },
@@ -175,7 +181,9 @@ pub(super) enum PromptKind {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Kill {
     /// Who: taken from the row when it was selected, and never looked up again.
-    pub(super) id: ProcessId,
+    pub(super) id: Key,
+    /// The host that is asked to send it; this one without.
+    pub(super) host: Option<HostId>,
     /// Whose it is, escaped.
     pub(super) user: String,
     /// What it is, escaped.
@@ -201,7 +209,7 @@ pub(super) fn signals() -> Vec<Signal> {
 }
 
 /// Columns that can be sorted by; those that the table does not have appear while they are.
-pub(super) const SORTABLE: [Column; 19] = [
+pub(super) const SORTABLE: [Column; 20] = [
     Column::Pid,
     Column::User,
     Column::Priority,
@@ -221,6 +229,8 @@ pub(super) const SORTABLE: [Column; 19] = [
     Column::Majflt,
     Column::ReadBytes,
     Column::WriteBytes,
+    // The last, as it is left out where there is one host.
+    Column::Host,
 ];
 
 impl State {
@@ -234,6 +244,9 @@ impl State {
             filter: None,
             user: None,
             search: String::new(),
+            many: false,
+            by_host: false,
+            only_host: None,
             tree: false,
             threads: true,
             full_command: true,
@@ -258,7 +271,14 @@ impl State {
     pub(super) fn columns(&self) -> Vec<Shown> {
         let digits = |proc: &Proc| proc.id.pid.checked_ilog10().unwrap_or(0) as u16 + 1;
         let longest = self.rows().iter().map(digits).max();
+        let host = |proc: &Proc| match proc.value(Column::Host).as_str() {
+            Some(host) => u16::try_from(crate::text::columns(host)).unwrap_or(u16::MAX),
+            None => 0,
+        };
+        let widest = self.rows().iter().map(host).max();
         let choice = Choice {
+            host_width: self.many.then(|| widest.unwrap_or(0)),
+            by_host: self.by_host,
             threads: self.threads,
             full_command: self.full_command,
             pid_digits: longest.unwrap_or(0),
@@ -278,13 +298,31 @@ impl State {
         self.snapshot.as_ref().map_or(&[], |snapshot| &snapshot.rows)
     }
 
+    /// The columns that can be sorted by.
+    pub(super) fn sortable(&self) -> &'static [Column] {
+        if self.many { &SORTABLE } else { &SORTABLE[..SORTABLE.len() - 1] }
+    }
+
+    /// The host at a place; `None` where one host is looked at.
+    pub(super) fn host(&self, place: Place) -> Option<&HostId> {
+        self.snapshot.as_ref()?.places.host(place)
+    }
+
+    /// A process as it is named: `4711`, `tokyo/a/4711`.
+    pub(super) fn name(&self, id: Key) -> String {
+        match self.host(id.place) {
+            Some(host) => format!("{host}/{}", id.pid),
+            None => id.pid.to_string(),
+        }
+    }
+
     /// The process on a line.
     pub(super) fn proc_at(&self, line: usize) -> Option<&Proc> {
         self.rows().get(self.lines.get(line)?.row)
     }
 
     /// The line that a process is on.
-    pub(super) fn line_of(&self, id: ProcessId) -> Option<usize> {
+    pub(super) fn line_of(&self, id: Key) -> Option<usize> {
         self.lines.iter().position(|line| self.rows()[line.row].id.same(&id))
     }
 
@@ -299,22 +337,25 @@ impl State {
         if self.tree {
             names.push("ppid");
         }
-        let shown = self.columns().into_iter().map(|shown| shown.column.spec().name);
+        // Rows of many hosts have their host in front without being asked.
+        let shown = self.columns().into_iter().filter(|shown| shown.column != Column::Host);
+        let shown = shown.map(|shown| shown.column.spec().name);
         names.extend(shown.filter(|name| *name != "user"));
+        let columns = QueryText { columns: Some(names.join(",")), ..QueryText::default() };
         let whole = self.whole || self.tree || !self.search.is_empty() || self.is_searching();
         let rows = self.table_rows().max(1);
         let wanted = (self.offset + 2 * rows).next_multiple_of(LIMIT_STEP);
         Request {
             table: QueryText {
-                columns: Some(names.join(",")),
                 filter: self.condition(),
                 sort: Some(self.order()),
                 limit: (!whole).then(|| wanted.to_string()),
-                group: None,
+                ..if self.by_host { host_sums() } else { columns }
             },
             watched: match &self.mode {
                 Mode::Kill(kill) => Some(kill.id),
-                _ => self.selected,
+                // A host is no process that could end.
+                _ => self.selected.filter(|id| id.pid > 0),
             },
             side: match &self.mode {
                 Mode::Detail { id, .. } => Side::Detail(*id),
@@ -330,16 +371,34 @@ impl State {
     }
 
     fn condition(&self) -> Option<String> {
-        let user = self.user.as_ref().map(|user| format!("user == {}", cel::literal(user)));
-        let filter = self.filter.as_ref().map(|filter| filter.cel.clone());
-        match (user, filter) {
-            (Some(user), Some(filter)) => Some(format!("{user} && {}", cel::enclosed(&filter))),
-            (user, filter) => user.or(filter),
+        let mut conditions = Vec::new();
+        if let Some(HostId { dc, host }) = &self.only_host {
+            let (dc, host) = (cel::literal(dc.as_str()), cel::literal(host.as_str()));
+            conditions.push(format!("dc == {dc} && host == {host}"));
         }
+        if let Some(user) = &self.user {
+            conditions.push(format!("user == {}", cel::literal(user)));
+        }
+        match &self.filter {
+            // What stands alone is sent as it was typed, and told so when it is wrong.
+            Some(filter) if conditions.is_empty() => conditions.push(filter.cel.clone()),
+            Some(filter) => conditions.push(cel::enclosed(&filter.cel)),
+            None => {}
+        }
+        (!conditions.is_empty()).then(|| conditions.join(" && "))
     }
 
     fn order(&self) -> String {
         let sign = if self.sort.descending { "-" } else { "" };
+        if self.by_host {
+            return match (self.sort.column, host_sum(self.sort.column)) {
+                (Column::Host, _) => format!("{sign}dc,{sign}host"),
+                // A share of memory adds up to one as memory does.
+                (Column::Mem, _) => format!("{sign}sum(rss),dc,host"),
+                (_, Some(sum)) => format!("{sign}{sum},dc,host"),
+                (_, None) => format!("{sign}sum(cpu),dc,host"),
+            };
+        }
         let name = match self.sort.column {
             Column::Cmdline if !self.full_command => Column::Comm.spec().name,
             column => column.spec().name,
@@ -348,14 +407,17 @@ impl State {
         match self.sort.column {
             Column::Pid | Column::Time => format!("{sign}{name}"),
             Column::Cpu => format!("{sign}{name},{sign}time"),
+            Column::Host => format!("{sign}dc,{sign}host,pid"),
             _ => format!("{sign}{name},pid"),
         }
     }
 
     /// Takes new rows over: orders them and finds the selected process again.
     pub(super) fn arrange(&mut self) {
-        self.lines = if self.tree {
-            let places = self.rows().iter().map(|proc| (proc.id.pid.into(), proc.ppid().into()));
+        self.lines = if self.tree && !self.by_host {
+            let place =
+                |proc: &Proc| (proc.id.number_of(proc.id.pid), proc.id.number_of(proc.ppid()));
+            let places = self.rows().iter().map(place);
             let leaves = forest::order(&places.collect::<Vec<_>>());
             let line =
                 |leaf: &forest::Leaf| Line { row: leaf.index, prefix: leaf.prefix(self.branches) };

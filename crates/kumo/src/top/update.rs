@@ -5,17 +5,15 @@ use std::time::Duration;
 
 use crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 use k2i::signal::Signal;
-use kumo_abi::ProcessId;
 use kumo_abi::proc::{Column, PROC};
 
 use super::columns;
-use super::data::{Extra, Snapshot};
+use super::data::{Extra, Key, Snapshot};
 use super::detail;
 use super::help;
 use super::keys::{self, Action};
 use super::state::{
-    DELAY_MAX, DELAY_MIN, Filter, Kill, Mode, Notice, Prompt, PromptKind, SORTABLE, Sort, State,
-    signals,
+    DELAY_MAX, DELAY_MIN, Filter, Kill, Mode, Notice, Prompt, PromptKind, Sort, State, signals,
 };
 use crate::cel;
 use crate::text::visible_within;
@@ -48,7 +46,7 @@ pub(super) enum Event {
     /// What became of a signal.
     Sent {
         /// To whom.
-        id: ProcessId,
+        id: Key,
         /// Which.
         signal: Signal,
         /// Why it was not sent.
@@ -70,7 +68,7 @@ pub(super) enum Effect {
     /// Ask the source now.
     Refresh,
     /// Send a signal to exactly this process.
-    Send(ProcessId, Signal),
+    Send(Key, Signal),
 }
 
 /// Changes `state` by what happened at `now`.
@@ -97,7 +95,10 @@ pub(super) fn update(state: &mut State, now: Duration, event: Event) -> Option<E
         }
         Event::Sent { id, signal, result } => {
             match result {
-                Ok(()) => notice(state, &format!("sent {signal} to process {}", id.pid), false),
+                Ok(()) => {
+                    let name = state.name(id);
+                    notice(state, &format!("sent {signal} to process {name}"), false);
+                }
                 Err(error) => notice(state, &error, true),
             }
             Some(Effect::Refresh)
@@ -119,6 +120,10 @@ fn notice(state: &mut State, text: &str, is_error: bool) {
 
 fn take_data(state: &mut State, snapshot: Box<Snapshot>) {
     let before = state.selected.and_then(|id| Some((id, name_at(state, state.line_of(id)?))));
+    if state.many && snapshot.request.table.group.is_some() != state.by_host {
+        // Its rows are of the other kind; those that were asked for since are on their way.
+        return;
+    }
     let current = snapshot.request == state.request();
     let (watched, lives) = (snapshot.request.watched, snapshot.watched_lives);
     let was_whole = snapshot.request.table.limit.is_none();
@@ -140,7 +145,8 @@ fn take_data(state: &mut State, snapshot: Box<Snapshot>) {
             state.selected = None;
             state.whole = false;
             let name = before.map_or(String::new(), |(_, name)| format!(" {name}"));
-            notice(state, &format!("process {}{name} has ended", id.pid), false);
+            let number = state.name(id);
+            notice(state, &format!("process {number}{name} has ended"), false);
         }
         // It lives below the last row that was asked for: ask for all, so that it is found.
         Some(true) if !was_whole => state.whole = true,
@@ -148,7 +154,8 @@ fn take_data(state: &mut State, snapshot: Box<Snapshot>) {
         Some(true) if current => {
             state.selected = None;
             state.whole = false;
-            let text = format!("process {} is hidden by what is shown; `=` shows all", id.pid);
+            let name = state.name(id);
+            let text = format!("process {name} is hidden by what is shown; `=` shows all");
             notice(state, &text, false);
         }
         _ => {}
@@ -201,7 +208,7 @@ fn act(state: &mut State, action: Action) -> Option<Effect> {
             sort_by(state, Sort { column, descending: columns::sorts_descending(column) });
         }
         Action::SortList => {
-            let cursor = SORTABLE.iter().position(|column| *column == state.sort.column);
+            let cursor = state.sortable().iter().position(|column| *column == state.sort.column);
             state.mode = Mode::SortList { cursor: cursor.unwrap_or(0) };
         }
         Action::SortShift(step) => {
@@ -227,8 +234,19 @@ fn act(state: &mut State, action: Action) -> Option<Effect> {
         Action::ShowAll => {
             state.filter = None;
             state.user = None;
+            state.only_host = None;
         }
         Action::User => state.mode = Mode::UserList { typed: String::new(), cursor: 0 },
+        Action::ByHost if !state.many => {
+            notice(state, "there is one host here; `kumo top --all` shows many", true);
+        }
+        Action::ByHost => {
+            state.by_host = !state.by_host;
+            if state.by_host {
+                state.only_host = None;
+            }
+            forget_rows(state);
+        }
         Action::Tree => {
             state.tree = !state.tree;
             state.offset = 0;
@@ -239,10 +257,18 @@ fn act(state: &mut State, action: Action) -> Option<Effect> {
             state.full_command = !state.full_command;
             state.shift = 0;
         }
-        Action::Detail => {
-            if let Some(id) = select(state) {
-                state.mode = Mode::Detail { id, scroll: 0 };
+        Action::Detail => match select(state) {
+            Some(id) if state.by_host => {
+                state.only_host = state.host(id.place).cloned();
+                state.by_host = false;
+                forget_rows(state);
             }
+            Some(id) => state.mode = Mode::Detail { id, scroll: 0 },
+            None => {}
+        },
+        Action::Kill if state.by_host => {
+            let text = "a signal goes to a process; Enter shows those of the selected host";
+            notice(state, text, true);
         }
         Action::Kill => {
             if select(state).is_some() {
@@ -284,6 +310,19 @@ fn act(state: &mut State, action: Action) -> Option<Effect> {
     None
 }
 
+/// The rows are about to be others: nothing of them is selected, and no row of the old kind is read
+/// as one of the new.
+fn forget_rows(state: &mut State) {
+    state.selected = None;
+    state.whole = false;
+    state.offset = 0;
+    state.cursor = 0;
+    if let Some(snapshot) = &mut state.snapshot {
+        snapshot.rows.clear();
+    }
+    state.arrange();
+}
+
 /// The column that stands for this one in [`Sort`]: names and command lines are one.
 fn sortable(column: Column) -> Column {
     if column == Column::Comm { Column::Cmdline } else { column }
@@ -305,7 +344,7 @@ fn set_delay(state: &mut State, delay: Duration) {
 
 /// The selected process; without one, the one on the first line shown is selected. One that is not
 /// among the rows for the moment stays selected: another must not take its place under the keys.
-fn select(state: &mut State) -> Option<ProcessId> {
+fn select(state: &mut State) -> Option<Key> {
     if state.selected.is_none() {
         move_to(state, state.offset);
     }
@@ -528,7 +567,7 @@ fn on_detail_key(state: &mut State, key: KeyEvent) -> Option<Effect> {
 fn open_kill(state: &mut State, from_detail: bool) {
     let here = state.boot_id_here.as_deref();
     let Some(snapshot) = &state.snapshot else { return };
-    if here != Some(snapshot.meta.boot_id.as_str()) {
+    if !state.many && here != Some(snapshot.meta.boot_id.as_str()) {
         let host = visible_within(&snapshot.meta.host, NAME_COLUMNS_MAX);
         let text = format!(
             "the processes of `{host}` can only be signalled there; run `kumo top` on that host"
@@ -554,6 +593,7 @@ fn open_kill(state: &mut State, from_detail: bool) {
     let user = proc.value(Column::User).as_str().unwrap_or("?");
     state.mode = Mode::Kill(Kill {
         id: proc.id,
+        host: snapshot.places.host(proc.id.place).cloned(),
         user: visible_within(user, NAME_COLUMNS_MAX),
         command: visible_within(command, NAME_COLUMNS_MAX),
         cursor: 0,
@@ -612,16 +652,17 @@ fn on_kill_key(state: &mut State, key: KeyEvent) -> Option<Effect> {
 }
 
 fn on_sort_key(state: &mut State, key: KeyEvent) -> Option<Effect> {
+    let sortable = state.sortable();
     let Mode::SortList { cursor } = &mut state.mode else { return None };
     match key.code {
         KeyCode::Enter => {
-            let column = SORTABLE[(*cursor).min(SORTABLE.len() - 1)];
+            let column = sortable[(*cursor).min(sortable.len() - 1)];
             state.mode = Mode::Table;
             sort_by(state, Sort { column, descending: columns::sorts_descending(column) });
         }
         KeyCode::Esc | KeyCode::Char('q') | KeyCode::F(6) => state.mode = Mode::Table,
         code => {
-            if let Some(next) = moved(code, *cursor, SORTABLE.len()) {
+            if let Some(next) = moved(code, *cursor, sortable.len()) {
                 *cursor = next;
             }
         }
@@ -684,7 +725,7 @@ fn on_user_key(state: &mut State, key: KeyEvent, control: bool) -> Option<Effect
 #[cfg(test)]
 mod tests {
     use super::super::data::tests::{BOOT, proc, snapshot};
-    use super::super::data::{Detail, Proc, Side};
+    use super::super::data::{Detail, Fleet, Places, Proc, Side};
     use super::*;
     use KeyCode::{Char, Down, End, Enter, Esc, F, Home, PageDown, Up};
     use serde_json::json;
@@ -841,7 +882,8 @@ mod tests {
     fn every_question_is_one_that_the_source_understands() {
         let mut state = state_with(procs(5));
         state.user = Some("o'neill \"\\\n".to_owned());
-        for column in SORTABLE {
+        state.many = true;
+        for column in state.sortable().iter().copied() {
             for width in [10, 40, 80, 200] {
                 for full_command in [true, false] {
                     state.size.0 = width;
@@ -1114,6 +1156,100 @@ mod tests {
             assert_eq!(update(&mut state, Duration::ZERO, control('z')), Some(Effect::Suspend));
             assert_eq!(update(&mut state, Duration::ZERO, control('l')), Some(Effect::Redraw));
             assert_eq!(update(&mut state, Duration::ZERO, control('c')), Some(Effect::Quit));
+        }
+    }
+
+    /// A state that looks at two hosts, with a process of the same identity on each.
+    fn state_of_many() -> State {
+        let mut state = State::new((120, 40), Duration::from_secs(1));
+        state.many = true;
+        let mut places = std::sync::Arc::new(Places::default());
+        let mut row = |host: &str| {
+            let mut row = procs(1).remove(0).row().clone();
+            row.insert("dc".to_owned(), json!("tokyo"));
+            row.insert("host".to_owned(), json!(host));
+            Proc::of_many(row, &mut places).expect("a process")
+        };
+        let rows = vec![row("a"), row("b")];
+        let mut answer = snapshot(state.request(), rows);
+        answer.places = places;
+        answer.host = None;
+        answer.fleet = Some(Fleet::default());
+        assert_eq!(update(&mut state, Duration::ZERO, Event::Data(answer)), None);
+        state
+    }
+
+    #[test]
+    fn of_two_hosts_the_selected_process_is_hit_at_its_own() {
+        let mut state = state_of_many();
+        press_all(&mut state, &[Down, Down, Char('k')]);
+        let id = state.rows()[1].id;
+        let Mode::Kill(kill) = &state.mode else { panic!("{:?}", state.mode) };
+        assert_eq!(kill.host.as_ref().map(ToString::to_string).as_deref(), Some("tokyo/b"));
+        press_all(&mut state, &[Enter]);
+        assert_eq!(press(&mut state, Char('y')), Some(Effect::Send(id, Signal::TERM)));
+        update(
+            &mut state,
+            Duration::ZERO,
+            Event::Sent { id, signal: Signal::TERM, result: Ok(()) },
+        );
+        let notice = state.notice.as_ref().map(|notice| notice.text.as_str());
+        assert_eq!(notice, Some("sent TERM to process tokyo/b/1"));
+    }
+
+    #[test]
+    fn hosts_are_rows_and_lead_to_their_processes() {
+        let mut state = state_of_many();
+        press_all(&mut state, &[Char('g')]);
+        let table = state.request().table;
+        assert_eq!(table.group.as_deref(), Some("dc,host"));
+        assert_eq!(table.sort.as_deref(), Some("-sum(cpu),dc,host"));
+        assert!(state.lines.is_empty(), "no process stands among hosts");
+        // An answer to the question before is not mistaken for one to this.
+        let mut before = state_of_many();
+        let old = before.snapshot.take().expect("some");
+        update(&mut state, Duration::ZERO, Event::Data(old));
+        assert!(state.lines.is_empty());
+        let mut places = std::sync::Arc::new(Places::default());
+        let row = json!({"dc": "tokyo", "host": "b", "count()": 12, "sum(threads)": 30,
+                         "sum(cpu)": 155.5, "sum(rss)": 4096, "sum(time)": 1.0});
+        let row = row.as_object().expect("an object").clone();
+        let host = Proc::of_host(row, &mut places, |_| "load".to_owned()).expect("a host");
+        let mut answer = snapshot(state.request(), vec![host]);
+        answer.places = places;
+        update(&mut state, Duration::ZERO, Event::Data(answer));
+        press_all(&mut state, &[Down, Char('k')]);
+        assert!(state.mode == Mode::Table && state.notice.as_ref().is_some_and(|n| n.is_error));
+        assert_eq!(state.request().watched, None, "a host is no process");
+        press_all(&mut state, &[Enter]);
+        let table = state.request().table;
+        assert_eq!(table.filter.as_deref(), Some("dc == \"tokyo\" && host == \"b\""));
+        assert_eq!((table.group, state.by_host), (None, false));
+        press_all(&mut state, &[Char('=')]);
+        assert_eq!(state.request().table.filter, None);
+    }
+
+    #[test]
+    fn one_host_is_not_grouped_by() {
+        let mut state = state_with(procs(3));
+        press_all(&mut state, &[Char('g')]);
+        assert!(!state.by_host && state.notice.as_ref().is_some_and(|notice| notice.is_error));
+        assert!(!state.sortable().contains(&Column::Host));
+    }
+
+    #[test]
+    fn every_question_about_hosts_is_one_that_the_source_understands() {
+        let mut state = state_of_many();
+        for by_host in [false, true] {
+            state.by_host = by_host;
+            state.only_host = Some("tokyo/a".parse().expect("a host"));
+            state.filter = filter_of("cpu > 1.0 // busy").expect("a filter");
+            for column in state.sortable().iter().copied() {
+                sort_by(&mut state, Sort { column, descending: true });
+                let text = state.request().table;
+                let parsed = kumo_abi::Query::parse(&text, &PROC, "pid");
+                assert!(parsed.is_ok(), "{text:?}: {:?}", parsed.err());
+            }
         }
     }
 

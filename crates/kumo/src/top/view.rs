@@ -12,7 +12,7 @@ use super::data::Proc;
 use super::detail;
 use super::header;
 use super::help;
-use super::state::{Kill, Mode, Prompt, PromptKind, SORTABLE, State, signals};
+use super::state::{Kill, Mode, Prompt, PromptKind, State, signals};
 use super::theme::Theme;
 use crate::text::{self, visible, visible_within};
 use crate::units::{self, SizeStyle};
@@ -29,12 +29,12 @@ pub(super) fn draw(state: &State, frame: &mut Frame<'_>) {
             page(state, frame, "kumo top: keys", hint, &help::lines(state), *scroll);
         }
         Mode::Detail { id, scroll } => {
-            let title = format!("process {}", id.pid);
+            let title = format!("process {}", state.name(*id));
             let hint = "Esc back  Up Down scroll  p parent  k signal";
             page(state, frame, &title, hint, &detail::lines(state), *scroll);
         }
         Mode::Kill(kill) if kill.from_detail => {
-            let title = format!("process {}", kill.id.pid);
+            let title = format!("process {}", state.name(kill.id));
             page(state, frame, &title, "", &detail::lines(state), 0);
         }
         _ => table(state, frame),
@@ -87,7 +87,12 @@ fn table(state: &State, frame: &mut Frame<'_>) {
         put(frame, row(area, place), cells);
     }
     if state.lines.is_empty() && state.snapshot.is_some() && rows > 0 {
-        let text = "  no process fulfils this; `=` shows all";
+        let is_old = state.many
+            && state
+                .snapshot
+                .as_ref()
+                .is_some_and(|snapshot| snapshot.request.table.group.is_some() != state.by_host);
+        let text = if is_old { "  reading…" } else { "  no process fulfils this; `=` shows all" };
         let text = visible_within(text, usize::from(area.width));
         put(frame, row(area, next), Line::styled(text, theme.dim()));
     }
@@ -115,7 +120,7 @@ fn headings(state: &State, shown: &[Shown], theme: Theme) -> Line<'static> {
         let is_sorted = one.column == state.sort.column
             || (one.column == Column::Comm && state.sort.column == Column::Cmdline);
         let style = if is_sorted { theme.heading_sorted() } else { theme.heading() };
-        let heading = columns::heading(one.column);
+        let heading = columns::heading(one.column, state.by_host);
         let text = align(one, visible_within(heading, usize::from(one.width)));
         spans.push(Span::styled(text, style));
     }
@@ -363,9 +368,10 @@ fn message_box(frame: &mut Frame<'_>, theme: Theme, title: &str, lines: &[(Strin
 
 fn sort_list(state: &State, frame: &mut Frame<'_>, cursor: usize) {
     let theme = Theme::new(state.color);
-    let line =
-        |column: &Column| format!("{:<8} {}", columns::heading(*column), column.spec().about);
-    let lines: Vec<String> = SORTABLE.iter().map(line).collect();
+    let line = |column: &Column| {
+        format!("{:<8} {}", columns::heading(*column, false), column.spec().about)
+    };
+    let lines: Vec<String> = state.sortable().iter().map(line).collect();
     let inside = open_box(frame, theme, "Sort by (Enter)", widest(&lines).min(64), lines.len());
     list(frame, inside, &lines, cursor, theme);
 }
@@ -405,7 +411,7 @@ fn kill_box(state: &State, frame: &mut Frame<'_>, kill: &Kill) {
     let theme = Theme::new(state.color);
     let signals = signals();
     let signal = signals[kill.cursor.min(signals.len() - 1)];
-    let who = format!("{} of {}", kill.id.pid, kill.user);
+    let who = format!("{} of {}", state.name(kill.id), kill.user);
     if kill.gone {
         let lines = [
             (format!("Process {who} has ended."), theme.strong()),
