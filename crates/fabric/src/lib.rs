@@ -51,6 +51,9 @@ const FLUSH_EVERY: Duration = Duration::from_secs(1);
 /// How often it is looked whether our certificate is due for renewal.
 const RENEWAL_EVERY: Duration = Duration::from_secs(600);
 
+/// How often a member that hangs on another data centre's gateway looks whether its own are back.
+const HOME_EVERY: Duration = Duration::from_secs(20);
+
 /// Saying good-bye takes no longer; who is not told sees the token go.
 const BYE_TIME_MAX: Duration = Duration::from_millis(500);
 
@@ -166,6 +169,9 @@ impl Fabric {
             Arc::clone(&links),
             state_dir.clone(),
         ));
+        if role == Role::Member {
+            tasks.spawn(go_home(Arc::clone(&links)));
+        }
         if let Some(dir) = state_dir {
             tasks.spawn(renew(Arc::clone(&identity), Arc::clone(&links), dir, desk));
         }
@@ -453,6 +459,18 @@ fn gateways(shared: &Shared, identity: &Identity) -> Vec<Gateway> {
     }
     gateways.sort_by(|a, b| a.host.cmp(&b.host));
     gateways
+}
+
+/// Brings a member back to its own data centre's gateways. Its token goes and returns meanwhile, within
+/// the grace that tokens have.
+async fn go_home(links: Arc<Links>) {
+    let mut every = interval(HOME_EVERY);
+    loop {
+        every.tick().await;
+        if links.is_away().await {
+            links.go_home();
+        }
+    }
 }
 
 /// Renews our certificate when two thirds of its life are over: a gateway by itself where it can, else

@@ -150,6 +150,11 @@ async fn dial_any(shared: &Arc<Shared>) -> Option<Dialed> {
     }
 }
 
+/// Whether a gateway welcomes us now; the link is closed at once.
+pub(super) async fn answers(shared: &Arc<Shared>, gateway: &HostId) -> bool {
+    dial(shared, gateway).await.is_ok()
+}
+
 /// The gateways in the order in which this host tries them: those of its own data centre first, the one
 /// that was lost last among them, and else each host has an order of its own, so that members are spread
 /// over gateways.

@@ -281,6 +281,40 @@ impl Links {
         }
     }
 
+    /// Whether this member is linked to another data centre while a gateway of its own answers. Takes as
+    /// long as dialing does.
+    pub async fn is_away(&self) -> bool {
+        let setup = self.shared.setup();
+        let home = &setup.identity.host.dc;
+        let is_away = {
+            let live = lock(&self.shared.live);
+            let mut dialed = live.links.values().filter(|link| link.dialed).peekable();
+            dialed.peek().is_some() && dialed.all(|link| link.peer.host.dc != *home)
+        };
+        if setup.identity.role != Role::Member || !is_away {
+            return false;
+        }
+        let known = setup.identity.gateways.iter().map(|known| &known.host);
+        for gateway in known.filter(|gateway| gateway.dc == *home) {
+            if dial::answers(&self.shared, gateway).await {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Closes the links that this member has opened to other data centres: the control plane connects
+    /// again, and that begins at home.
+    pub fn go_home(&self) {
+        let setup = self.shared.setup();
+        let home = &setup.identity.host.dc;
+        for link in lock(&self.shared.live).links.values() {
+            if link.dialed && link.peer.host.dc != *home {
+                link.cut.send_if_modified(|cut| cut.is_none() && cut.replace(How::ByUs).is_none());
+            }
+        }
+    }
+
     /// The links that are open, in the order of their hosts.
     pub fn reports(&self) -> Vec<LinkReport> {
         let live = lock(&self.shared.live);

@@ -111,7 +111,7 @@ fn see(members: &mut Members, seen: Seen, me: &HostId, now_ms: u64) -> Vec<crate
     }
 }
 
-/// Tells of gateways whose kernel ended a connection to us: they are dead, where their token goes too.
+/// Tells of hosts whose kernel ended a connection to us: they are dead, where their token goes too.
 pub(crate) async fn tell_ends(
     shared: Arc<Shared>,
     mut ends: broadcast::Receiver<LinkEnd>,
@@ -129,7 +129,7 @@ pub(crate) async fn tell_ends(
             How::ByPeer => shared.role == Role::Gateway,
             _ => false,
         };
-        if end.role != Role::Gateway || !is_proof {
+        if !is_proof {
             continue;
         }
         let Some(incarnation) = shared.members().may_have_ended(&end.peer) else { continue };
