@@ -360,7 +360,7 @@ pub(crate) fn tty_name(device: u32) -> Option<String> {
 /// A time in nanoseconds since the Unix epoch as `2026-11-22T18:54:09.123456Z`.
 ///
 /// Written by hand because the table formats one for every row: this costs 60 ns.
-pub(crate) fn rfc3339(unix_ns: i128) -> String {
+pub fn rfc3339(unix_ns: i128) -> String {
     let micros = unix_ns.div_euclid(1_000);
     let (seconds, micro) = (micros.div_euclid(1_000_000), micros.rem_euclid(1_000_000));
     let (days, second) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));

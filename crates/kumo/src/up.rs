@@ -123,7 +123,7 @@ fn once(
     signals: &Signals,
     out: &mut Output,
 ) -> Result<Waited, UpError> {
-    let node = Node::start(config.clone())?;
+    let node = Node::start(config)?;
     node.stop_on(signals);
     if let (Listen::Tcp(asked), Some(address)) = (&mut config.listen, node.address()) {
         *asked = address; // The next one is found where this one was, also on a port that was free.

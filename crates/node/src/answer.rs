@@ -13,7 +13,7 @@ use http_body_util::{BodyExt as _, Limited};
 use k2i::http::{Asked, PROBLEM_JSON, QUERY_PARAMETERS, Via};
 use kumo_abi::merge::{self, Answered, Listed, Plan};
 use kumo_abi::{HostId, Problem};
-use kumo_fabric::ask::{Answerer, Answering};
+use kumo_fabric::{Answerer, Answering};
 use serde::{Deserialize, Serialize};
 use tower::ServiceExt as _;
 

@@ -22,8 +22,10 @@ use k2i::http::serve::{BindError, Bound, Exposed, Listen, check_exposure, runtim
 use k2i::http::tls::{TlsError, TlsFiles, load};
 use k2i::http::{Api, router_with};
 use k2i::{CollectorChoice, Engine, EngineConfig, OpenError};
-use kumo_abi::cluster::{HostInfo, Role};
+use kumo_abi::cluster::HostInfo;
 use kumo_abi::{ClusterName, HostId};
+use kumo_fabric::identity::{Identity, IdentityError};
+use kumo_fabric::{Fabric, FabricConfig};
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -42,6 +44,10 @@ use web::{Web, card};
 
 /// Where a node listens unless told otherwise. The stand-alone `k2i` has 8000, as the original.
 pub const LISTEN_DEFAULT: &str = "127.0.0.1:7080";
+
+/// Below the state directory: who this host is, and its copy of the desired state. Below the run
+/// directory: the sockets of its links.
+pub const FABRIC_DIR: &str = "fabric";
 
 /// What the runtime gets to end threads that are in the middle of a scan.
 const RUNTIME_STOP_MAX: Duration = Duration::from_secs(1);
@@ -84,6 +90,12 @@ pub enum StartError {
     /// What the node shall be called.
     #[error(transparent)]
     Name(#[from] NameError),
+    /// Who this host is in its cluster.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The way to the others of its cluster.
+    #[error("this host cannot take part in its cluster")]
+    Fabric(#[from] kumo_fabric::OpenError),
     /// The process table.
     #[error(transparent)]
     Open(#[from] OpenError),
@@ -130,13 +142,19 @@ impl Node {
     ///
     /// # Errors
     /// See [`StartError`].
-    pub fn start(config: NodeConfig) -> Result<Node, StartError> {
+    pub fn start(config: &NodeConfig) -> Result<Node, StartError> {
         if let (Listen::Tcp(address), false) = (&config.listen, config.insecure) {
             check_exposure(*address, config.tls.is_some())?;
         }
         let tls = config.tls.as_ref().map(load).transpose()?;
         let locks = take(&config.dirs)?;
-        let me = host_id(config.dc.as_deref(), config.host.as_deref())?;
+        let fabric_dir = config.dirs.state.join(FABRIC_DIR);
+        let identity = Identity::load(&fabric_dir)?;
+        let (dc, host) = (config.dc.as_deref(), config.host.as_deref());
+        let me = match &identity {
+            Some(identity) => names::certified(&identity.host, dc, host)?,
+            None => host_id(dc, host)?,
+        };
         let engine = Arc::new(Engine::open(EngineConfig {
             collector: config.collector,
             dc: me.dc.to_string(),
@@ -149,28 +167,40 @@ impl Node {
         let (reopen, _) = watch::channel(false);
         let started = Instant::now();
         let answerer = HostAnswerer::new(me.clone());
-        let web = Web::lone(me, card(Role::Gateway), started, Arc::clone(&answerer));
-        let shared = || api::Shared::new(web.clone(), stopping.clone(), reopen.clone());
-        answerer.open(router_with(others, api::own_routes(shared())));
         let socket = socket_path(&config.dirs.run);
-        let apis = [open, local];
-        let (serving, url) = {
+        // The address first: where it is taken, no socket of ours appears and goes again.
+        let (open_bound, local_bound) = {
             let _within = runtime.enter();
-            // The address first: where it is taken, no socket of ours appears and goes again.
             let open = match &config.listen {
                 Listen::Tcp(address) => Bound::tcp(*address, tls)?,
                 Listen::Unix(path) => Bound::unix(path)?,
             };
-            let local = Bound::unix(&socket)?;
-            let url = open.url().to_owned();
-            let serve = |bound: Bound, api: &Arc<Api>| {
-                let shared = shared();
-                let more = api::own_routes(shared.clone()).merge(api::wide_routes(shared));
-                runtime.spawn(bound.serve(router_with(Arc::clone(api), more), stopping.clone()))
-            };
-            runtime.spawn(tick(engine));
-            (vec![serve(open, &apis[0]), serve(local, &apis[1])], url)
+            (open, Bound::unix(&socket)?)
         };
+        let url = open_bound.url().to_owned();
+        let web = match identity {
+            None => Web::lone(me, card(None), started, Arc::clone(&answerer)),
+            Some(identity) => {
+                let config = FabricConfig {
+                    card: card(Some(&identity)),
+                    identity,
+                    state_dir: Some(fabric_dir),
+                    run_dir: config.dirs.run.join(FABRIC_DIR),
+                };
+                let answerer = Arc::clone(&answerer);
+                Web::Many(runtime.block_on(Fabric::open(config, answerer))?)
+            }
+        };
+        let shared = || api::Shared::new(web.clone(), stopping.clone(), reopen.clone());
+        answerer.open(router_with(others, api::own_routes(shared())));
+        let apis = [open, local];
+        let serve = |bound: Bound, api: &Arc<Api>| {
+            let shared = shared();
+            let more = api::own_routes(shared.clone()).merge(api::wide_routes(shared));
+            runtime.spawn(bound.serve(router_with(Arc::clone(api), more), stopping.clone()))
+        };
+        let serving = vec![serve(open_bound, &apis[0]), serve(local_bound, &apis[1])];
+        runtime.spawn(tick(engine));
         Ok(Node {
             runtime: Some(runtime),
             stop,
@@ -277,6 +307,9 @@ impl Drop for Node {
                 let _ = task.await;
             }
         });
+        if let Web::Many(fabric) = &self.web {
+            runtime.block_on(fabric.close());
+        }
         self.answerer.close();
         runtime.shutdown_timeout(RUNTIME_STOP_MAX);
     }

@@ -4,13 +4,52 @@ use k2i::host::host_name;
 use k2i::options::DC_DEFAULT;
 use kumo_abi::HostId;
 
-/// The name cannot be used.
+/// The node cannot be called so.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{}` cannot be the name of a {what}: {source}", name.escape_debug())]
-pub struct NameError {
-    what: &'static str,
-    name: String,
-    source: kumo_abi::NameError,
+pub enum NameError {
+    /// It is no name.
+    #[error("`{}` cannot be the name of a {what}", name.escape_debug())]
+    Form {
+        /// What it would be the name of.
+        what: &'static str,
+        /// The text.
+        name: String,
+        /// What is wrong.
+        source: kumo_abi::NameError,
+    },
+    /// Its certificate says otherwise.
+    #[error(
+        "--{what} `{}` is not what the certificate of this host says: it is {certified}; leave the \
+         option out, or leave the cluster with `kumo leave`", name.escape_debug()
+    )]
+    Certified {
+        /// The option.
+        what: &'static str,
+        /// The text.
+        name: String,
+        /// What the certificate says.
+        certified: HostId,
+    },
+}
+
+/// The names of a node that has a certificate: what that says.
+///
+/// # Errors
+/// When other names were given.
+pub(crate) fn certified(
+    certified: &HostId,
+    dc: Option<&str>,
+    host: Option<&str>,
+) -> Result<HostId, NameError> {
+    let check = |what, given: Option<&str>, is: &str| match given {
+        Some(name) if name != is => {
+            Err(NameError::Certified { what, name: name.to_owned(), certified: certified.clone() })
+        }
+        _ => Ok(()),
+    };
+    check("dc", dc, certified.dc.as_str())?;
+    check("host", host, certified.host.as_str())?;
+    Ok(certified.clone())
 }
 
 /// The names of a node that has no certificate: those that were given, else [`DC_DEFAULT`] and the
@@ -21,7 +60,7 @@ pub struct NameError {
 pub fn host_id(dc: Option<&str>, host: Option<&str>) -> Result<HostId, NameError> {
     let failed = |what, name: &str| {
         let name = name.to_owned();
-        move |source| NameError { what, name, source }
+        move |source| NameError::Form { what, name, source }
     };
     let dc = dc.unwrap_or(DC_DEFAULT);
     let host = host.map_or_else(|| plain(&host_name()), str::to_owned);
@@ -66,5 +105,10 @@ mod tests {
         assert!(host_id(None, None).is_ok(), "without any there still is one");
         let error = host_id(Some("Tokyo"), None).expect_err("a capital").to_string();
         assert!(error.contains("`Tokyo` cannot be the name of a data centre"), "{error}");
+        assert_eq!(certified(&id, None, Some("a")).as_ref(), Ok(&id));
+        for (dc, host) in [(Some("osaka"), None), (None, Some("A"))] {
+            let error = certified(&id, dc, host).expect_err("the certificate decides").to_string();
+            assert!(error.contains("it is tokyo/a"), "{error}");
+        }
     }
 }

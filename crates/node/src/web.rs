@@ -6,20 +6,20 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use kumo_abi::cluster::{Card, HostInfo, HostOutcome, HostState, LinkReport, Outcome, Role};
 use kumo_abi::{ClusterName, HostId};
-use kumo_fabric::ask::{Answerer, Ask, Part};
+use kumo_fabric::identity::Identity;
+use kumo_fabric::{Answerer, Ask, Fabric, HostEvent, Part};
 use tokio::sync::{broadcast, mpsc};
 use tokio::time::timeout;
 
 use crate::answer::HostAnswerer;
-
-/// A change of a host.
-pub(crate) type HostEvent = serde_json::Value;
 
 /// What a node knows of others, and how it asks them.
 #[derive(Clone)]
 pub(crate) enum Web {
     /// It has no cluster: it is one of one.
     Lone(Arc<Lone>),
+    /// It is part of one.
+    Many(Fabric),
 }
 
 /// A node without a cluster.
@@ -57,6 +57,7 @@ impl Web {
     pub(crate) fn events(&self) -> broadcast::Receiver<HostEvent> {
         match self {
             Web::Lone(lone) => lone.events.subscribe(),
+            Web::Many(fabric) => fabric.events(),
         }
     }
 
@@ -64,6 +65,7 @@ impl Web {
     pub(crate) fn cluster(&self) -> Option<ClusterName> {
         match self {
             Web::Lone(_) => None,
+            Web::Many(fabric) => Some(fabric.identity().cluster.clone()),
         }
     }
 
@@ -71,6 +73,7 @@ impl Web {
     pub(crate) fn me(&self) -> HostId {
         match self {
             Web::Lone(lone) => lone.me.clone(),
+            Web::Many(fabric) => fabric.identity().host.clone(),
         }
     }
 
@@ -84,6 +87,7 @@ impl Web {
                 incarnation: Some(lone.incarnation),
                 card: Some(lone.card.clone()),
             }],
+            Web::Many(fabric) => fabric.hosts(),
         }
     }
 
@@ -91,6 +95,7 @@ impl Web {
     pub(crate) fn links(&self) -> Vec<LinkReport> {
         match self {
             Web::Lone(_) => Vec::new(),
+            Web::Many(fabric) => fabric.links(),
         }
     }
 
@@ -108,6 +113,7 @@ impl Web {
                 });
                 parts
             }
+            Web::Many(fabric) => fabric.gather(ask),
         }
     }
 }
@@ -140,20 +146,21 @@ pub(crate) fn millis(time: Duration) -> u64 {
 }
 
 /// What this host says about itself.
-pub(crate) fn card(role: Role) -> Card {
+pub(crate) fn card(identity: Option<&Identity>) -> Card {
     let uname = rustix::system::uname();
     let cpus = std::fs::read_to_string("/proc/stat").unwrap_or_default();
     let is_cpu = |line: &&str| {
         line.strip_prefix("cpu").is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
     };
     Card {
-        role,
+        // A node without a cluster is its own gateway.
+        role: identity.map_or(Role::Gateway, |identity| identity.role),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         kernel: uname.release().to_string_lossy().into_owned(),
         architecture: uname.machine().to_string_lossy().into_owned(),
         cpus: cpus.lines().filter(is_cpu).count() as u32,
         memory: k2i::host::read_memory().map_or(0, |memory| memory.total),
-        addresses: Vec::new(),
-        labels: std::collections::BTreeMap::new(),
+        addresses: identity.map(|identity| identity.advertise.clone()).unwrap_or_default(),
+        labels: identity.map(|identity| identity.labels.clone()).unwrap_or_default(),
     }
 }

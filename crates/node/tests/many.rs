@@ -3,81 +3,17 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may fail where it likes")]
 
+mod support;
+
 use std::io::{Read, Write};
-use std::net::TcpStream;
-use std::os::unix::net::UnixStream;
-use std::path::Path;
 use std::time::Duration;
 
-use k2i::http::serve::Listen;
-use k2i::{CollectorChoice, CollectorKind};
-use kumo_node::{Dirs, Node, NodeConfig, Waited};
+use kumo_node::Waited;
 use serde_json::{Value, json};
-
-/// Longest wait for anything that is sure to come.
-const WAIT_MAX: Duration = Duration::from_secs(30);
-
-fn node(dir: &Path) -> Node {
-    let config = NodeConfig {
-        dirs: Dirs { state: dir.join("state"), run: dir.join("run") },
-        listen: Listen::Tcp(([127, 0, 0, 1], 0).into()),
-        tls: None,
-        insecure: false,
-        collector: CollectorChoice::Only(CollectorKind::Proc),
-        dc: Some("tokyo".to_owned()),
-        host: Some("web-1".to_owned()),
-    };
-    Node::start(config).unwrap()
-}
-
-struct Reply {
-    status: u16,
-    kind: String,
-    body: String,
-}
-
-impl Reply {
-    fn json(&self) -> Value {
-        serde_json::from_str(&self.body).unwrap_or_else(|e| panic!("{e}: {}", self.body))
-    }
-}
-
-fn ask(mut stream: impl Read + Write, method: &str, target: &str, more: &str, body: &str) -> Reply {
-    let length = body.len();
-    let head = format!(
-        "{method} {target} HTTP/1.0\r\nhost: localhost\r\ncontent-length: {length}\r\n{more}\r\n"
-    );
-    stream.write_all(head.as_bytes()).unwrap();
-    stream.write_all(body.as_bytes()).unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-    let kind = head.lines().find_map(|line| line.strip_prefix("content-type: "));
-    Reply { status, kind: kind.unwrap_or_default().to_owned(), body: body.to_owned() }
-}
-
-fn tcp(node: &Node) -> TcpStream {
-    let stream = TcpStream::connect(node.address().unwrap()).unwrap();
-    stream.set_read_timeout(Some(WAIT_MAX)).unwrap();
-    stream
-}
-
-fn unix(node: &Node) -> UnixStream {
-    let stream = UnixStream::connect(node.socket()).unwrap();
-    stream.set_read_timeout(Some(WAIT_MAX)).unwrap();
-    stream
-}
-
-fn get(node: &Node, target: &str) -> Value {
-    let reply = ask(unix(node), "GET", target, "", "");
-    assert_eq!(reply.status, 200, "for {target}: {}", reply.body);
-    assert_eq!(reply.kind, "application/json");
-    reply.json()
-}
+use support::{WAIT_MAX, ask, get, node, tcp, unix};
 
 /// What does not change between two questions.
-const STEADY: &str = "pid,ppid,user,nice,start,comm,argv";
+const STEADY: &str = "pid,ppid,user,nice,comm,argv";
 
 fn own_filter() -> String {
     format!("pid%3D%3D{}%20%7C%7C%20pid%3D%3D1", std::process::id())
@@ -87,7 +23,7 @@ fn own_filter() -> String {
 fn one_of_one_answers_as_itself() {
     let dir = tempfile::tempdir().unwrap();
     let node = node(dir.path());
-    for more in ["", "&sort=-pid", "&sort=nice,-start&limit=1", "&limit=1"] {
+    for more in ["", "&sort=-pid", "&sort=nice,-ppid&limit=1", "&limit=1"] {
         let query = format!("filter={}{more}", own_filter());
         let one = get(&node, &format!("/v2/proc?columns=dc,host,{STEADY}&{query}"));
         let all = get(&node, &format!("/v2/all/proc?columns={STEADY}&{query}"));
@@ -204,6 +140,7 @@ fn what_is_refused_is_explained() {
         ("GET", "/v2/hosts/tokyo/web-2/host", 404, "there is no host tokyo/web-2"),
         ("GET", "/v2/hosts/tokyo/..%2Fx/host", 400, "is no host"),
         ("POST", "/v2/hosts/tokyo/web-1/proc/x/signal", 400, "the body is no JSON"),
+        ("POST", "/v2/cluster/tokens", 400, "the body makes no sense"),
         ("POST", "/v2/all/proc", 405, "does not take POST"),
         ("GET", "/v2/cluster/reopen", 405, "does not take GET"),
     ];
@@ -213,6 +150,17 @@ fn what_is_refused_is_explained() {
         assert_eq!(reply.kind, "application/problem+json", "for {target}");
         let detail = reply.json()["detail"].as_str().unwrap().to_owned();
         assert!(detail.contains(want), "for {target}: {detail:?} does not say {want:?}");
+    }
+    for (target, body) in [
+        ("/v2/cluster/tokens", r#"{"ttl_s":3600,"uses":1}"#),
+        ("/v2/cluster/evictions", r#"{"dc":"tokyo","host":"a"}"#),
+    ] {
+        let reply = ask(unix(&node), "POST", target, "", body);
+        assert_eq!(
+            (reply.status, reply.json()["type"].as_str()),
+            (409, Some("urn:kumo:problem:no-cluster"))
+        );
+        assert_eq!(ask(tcp(&node), "POST", target, "", body).status, 403);
     }
     // A page from elsewhere gets nothing of these routes, either.
     for more in ["origin: http://evil.example\r\n", "sec-fetch-site: cross-site\r\n"] {

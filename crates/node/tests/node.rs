@@ -40,7 +40,7 @@ fn get(mut stream: impl Read + Write, target: &str) -> String {
 fn a_node_serves_its_address_and_its_socket() {
     let dir = tempfile::tempdir().unwrap();
     let (state, run) = (dir.path().join("state"), dir.path().join("run"));
-    let node = Node::start(config(&state, &run)).unwrap();
+    let node = Node::start(&config(&state, &run)).unwrap();
     assert_eq!(node.socket(), socket_path(&run));
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!((mode(&state), mode(&run), mode(node.socket())), (0o700, 0o700, 0o600));
@@ -59,17 +59,17 @@ fn a_node_serves_its_address_and_its_socket() {
     let socket = node.socket().to_owned();
     node.stop();
     assert!(!socket.exists());
-    Node::start(config(&state, &run)).expect("nothing is left that stops the next");
+    Node::start(&config(&state, &run)).expect("nothing is left that stops the next");
 }
 
 #[test]
 fn one_node_on_a_state() {
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str| dir.path().join(name);
-    let _first = Node::start(config(&at("state"), &at("run"))).unwrap();
+    let _first = Node::start(&config(&at("state"), &at("run"))).unwrap();
     let cases = [("state", "run"), ("state", "other"), ("other", "run")];
     for (state, run) in cases {
-        let error = Node::start(config(&at(state), &at(run))).expect_err("the first one runs");
+        let error = Node::start(&config(&at(state), &at(run))).expect_err("the first one runs");
         let message = error.to_string();
         assert!(matches!(error, StartError::Lock(LockError::Held { .. })), "{message}");
         assert!(message.contains(&format!("(pid {})", std::process::id())), "{message}");
@@ -77,14 +77,14 @@ fn one_node_on_a_state() {
     // They did no harm to the first, and none to those that go elsewhere.
     let socket = UnixStream::connect(socket_path(&at("run"))).unwrap();
     assert!(get(socket, "/v1/hello").ends_with("hello!"));
-    Node::start(config(&at("state-2"), &at("run-2"))).expect("a place of its own");
+    Node::start(&config(&at("state-2"), &at("run-2"))).expect("a place of its own");
 }
 
 #[test]
 fn one_directory_for_both_will_do() {
     let dir = tempfile::tempdir().unwrap();
     let place = dir.path().join("kumo");
-    let node = Node::start(config(&place, &place)).unwrap();
+    let node = Node::start(&config(&place, &place)).unwrap();
     assert!(node.socket().exists());
 }
 
@@ -92,7 +92,7 @@ fn one_directory_for_both_will_do() {
 fn a_state_within_the_run_directory_leaves_that_private() {
     let dir = tempfile::tempdir().unwrap();
     let run = dir.path().join("run");
-    let _node = Node::start(config(&run.join("state"), &run)).unwrap();
+    let _node = Node::start(&config(&run.join("state"), &run)).unwrap();
     assert_eq!(fs::metadata(&run).unwrap().permissions().mode() & 0o777, 0o700);
 }
 
@@ -105,7 +105,7 @@ fn a_dead_nodes_socket_is_replaced() {
     // A listener that goes leaves its file, as a killed node does.
     drop(UnixListener::bind(socket_path(&run)).unwrap());
     fs::write(run.join("run.lock"), "1\n").unwrap();
-    let node = Node::start(config(&dir.path().join("state"), &run)).unwrap();
+    let node = Node::start(&config(&dir.path().join("state"), &run)).unwrap();
     assert!(get(UnixStream::connect(node.socket()).unwrap(), "/v1/hello").ends_with("hello!"));
 }
 
@@ -113,22 +113,22 @@ fn a_dead_nodes_socket_is_replaced() {
 fn what_cannot_be_served_is_said() {
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str| dir.path().join(name);
-    let first = Node::start(config(&at("state"), &at("run"))).unwrap();
+    let first = Node::start(&config(&at("state"), &at("run"))).unwrap();
     let mut second = config(&at("state-2"), &at("run-2"));
     second.listen = first.url().strip_prefix("http://").unwrap().parse().unwrap();
-    let error = Node::start(second.clone()).expect_err("the address is the first one's");
+    let error = Node::start(&second).expect_err("the address is the first one's");
     assert!(matches!(error, StartError::Bind(BindError::Taken { .. })), "{error}");
     assert!(error.to_string().contains(&format!("(pid {})", std::process::id())), "{error}");
     assert!(!socket_path(&at("run-2")).exists());
 
     second.listen = "0.0.0.0:0".parse().unwrap();
-    let error = Node::start(second.clone()).expect_err("others could ask");
+    let error = Node::start(&second).expect_err("others could ask");
     assert!(matches!(error, StartError::Exposed(_)), "{error}");
 
     fs::create_dir(at("open")).unwrap();
     fs::set_permissions(at("open"), fs::Permissions::from_mode(0o777)).unwrap();
     second.listen = "127.0.0.1:0".parse().unwrap();
     second.dirs.run = at("open");
-    let error = Node::start(second).expect_err("others could put their socket there");
+    let error = Node::start(&second).expect_err("others could put their socket there");
     assert!(error.to_string().contains("mode 777"), "{error}");
 }

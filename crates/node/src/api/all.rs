@@ -78,7 +78,7 @@ async fn rows(State(shared): State<Shared>, uri: Uri, headers: HeaderMap) -> Rep
             document(about, "rows", rows, place)
         })
     };
-    spawn_blocking(answer).await.map_err(failed)?
+    spawn_blocking(answer).await.map_err(|error| failed(&error))?
 }
 
 /// `GET /v2/all/…`: the documents of many hosts.
@@ -107,7 +107,7 @@ async fn list(State(shared): State<Shared>, uri: Uri, headers: HeaderMap) -> Rep
         let rows = k2i::escaped_json(&String::from_utf8_lossy(&finished.rows)).into_bytes();
         Ok(document(about, "answers", rows, place))
     };
-    spawn_blocking(answer).await.map_err(failed)?
+    spawn_blocking(answer).await.map_err(|error| failed(&error))?
 }
 
 /// Rows as they come in, then the line that says who is in it.
@@ -118,7 +118,7 @@ async fn stream(plan: Arc<Plan>, mut gather: Gather, place: OwnedSemaphorePermit
     let mut first = Vec::new();
     while hosts.is_empty() {
         let Some(answer) = gather.next().await else { break };
-        let finished = finish(&plan, answer).await.map_err(failed)?;
+        let finished = finish(&plan, answer).await.map_err(|error| failed(&error))?;
         hosts.extend(finished.hosts);
         spoiled.extend(finished.spoiled);
         first = finished.rows;
@@ -162,7 +162,7 @@ async fn finish(
     spawn_blocking(move || plan.finish(&[answer])).await
 }
 
-fn failed(error: tokio::task::JoinError) -> Refused {
+fn failed(error: &tokio::task::JoinError) -> Refused {
     tracing::error!("an answer failed: {error}");
     Refused::bug()
 }

@@ -8,7 +8,7 @@ use k2i::http::Refused;
 use kumo_abi::HostId;
 use kumo_abi::cluster::{HostOutcome, Outcome};
 use kumo_abi::merge::Spoiled;
-use kumo_fabric::ask::{Ask, Part};
+use kumo_fabric::{Ask, Part};
 use tokio::sync::mpsc;
 
 use crate::web::{Web, millis};

@@ -12,7 +12,7 @@ use kumo_abi::{DcName, Filter, HostId};
 pub(super) const PARAMETERS: &[&str] = &["dc", "where", "wait_ms"];
 
 /// How long hosts are waited for unless said otherwise: a person at a terminal still waits.
-const WAIT_DEFAULT: Duration = Duration::from_millis(2_000);
+const WAIT_DEFAULT: Duration = Duration::from_secs(2);
 
 /// The shortest and longest wait, in milliseconds. Less than a round trip across the world makes no
 /// sense, and neither does more than a client waits for a silent server.
