@@ -446,8 +446,9 @@ fn read(path: &Path) -> Result<String, IdentityError> {
 }
 
 fn check_secret(path: &Path) -> Result<(), IdentityError> {
+    let others = 0o077;
     let mode = fs::metadata(path).map_err(IdentityError::file(path))?.mode() & 0o7777;
-    if mode & 0o077 == 0 {
+    if mode & others == 0 {
         return Ok(());
     }
     Err(IdentityError::Exposed { path: path.to_owned(), mode })

@@ -63,12 +63,7 @@ pub type Serving<'a> = Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
 pub trait JoinDesk: Send + Sync {
     /// Holds one conversation over `stream`, with a host at address `from` that has shown the
     /// certificate of `peer`, or none. Ends within [`EXCHANGE_TIME_MAX`], whatever the other does.
-    fn serve<'a>(
-        &'a self,
-        stream: BoxedStream,
-        peer: Option<Peer>,
-        from: SocketAddr,
-    ) -> Serving<'a>;
+    fn serve(&self, stream: BoxedStream, peer: Option<Peer>, from: SocketAddr) -> Serving<'_>;
 }
 
 /// What a gateway says first. Who cannot check it needs not believe it.

@@ -340,7 +340,7 @@ async fn a_renewal_keeps_the_names_and_wants_a_good_certificate() {
 }
 
 /// Serves a desk over TLS, as a gateway does, until the test ends.
-async fn serve(world: &World, listener: TcpListener) {
+fn serve(world: &World, listener: TcpListener) {
     let identity = world.identity.load_full();
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mut roots = RootCertStore::empty();
@@ -379,7 +379,7 @@ async fn listening() -> World {
     let address = |listener: &TcpListener| listener.local_addr().unwrap().to_string();
     let world = World::new(&[address(&gone), address(&listener)]);
     drop(gone);
-    serve(&world, listener).await;
+    serve(&world, listener);
     world
 }
 
@@ -478,7 +478,7 @@ async fn a_secret_is_told_to_the_pinned_authority_only() {
         ..Identity::clone(&thief.identity.load())
     };
     thief.identity.store(Arc::new(stolen));
-    serve(&thief, listener).await;
+    serve(&thief, listener);
     let lured = Token { addresses: vec![address], ..token.clone() };
     let error = join_error(&world, &lured, join_ask("osaka/b", Role::Member)).await;
     assert!(error.to_string().contains("its authority is another"), "{error}");
@@ -488,7 +488,7 @@ async fn a_secret_is_told_to_the_pinned_authority_only() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
     world.identity.store(Arc::new(member));
-    serve(&world, listener).await;
+    serve(&world, listener);
     let lured = Token { addresses: vec![address], ..token };
     let error = join_error(&world, &lured, join_ask("osaka/b", Role::Member)).await;
     assert!(error.to_string().contains("osaka/m, which is no gateway"), "{error}");

@@ -140,12 +140,11 @@ fn import(args: &Import, out: &mut Output) -> Result<Exit, CommandError> {
             let said = "this gateway has the authority's key already; --force writes over it";
             return Err(MembershipError::Refused(said.to_owned()).into());
         }
-        Some(_) => {}
         None if args.dc.is_none() => {
             let said = "this host is in no cluster; with --dc (and --host) it becomes a gateway of the authority's";
             return Err(CommandError::Usage(said.to_owned()));
         }
-        None => {}
+        _ => {}
     }
     let failed = |source| MembershipError::File { what: "read", path: args.file.clone(), source };
     let sealed = read_text(&args.file, SEALED_BYTES_MAX as u64 + 1).map_err(failed)?;

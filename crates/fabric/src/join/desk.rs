@@ -234,12 +234,7 @@ pub fn record_own(store: &Store, identity: &Identity) -> Result<(), StoreError> 
 }
 
 impl JoinDesk for Desk {
-    fn serve<'a>(
-        &'a self,
-        mut stream: BoxedStream,
-        peer: Option<Peer>,
-        from: SocketAddr,
-    ) -> Serving<'a> {
+    fn serve(&self, mut stream: BoxedStream, peer: Option<Peer>, from: SocketAddr) -> Serving<'_> {
         Box::pin(async move {
             let place = Place::take(&self.talking, from.ip());
             let talk = talk(&self.room, &mut stream, peer, from, place.is_some());
@@ -499,6 +494,7 @@ mod tests {
     fn who_is_let_in() {
         use RefusalCode as Code;
         type Change = fn(&mut JoinRequest, &mut Known<'_>);
+        type Case = (&'static str, Change, Option<(Code, &'static str)>);
         let ask = TokenAsk {
             dc: Some("osaka".parse().expect("a name")),
             ttl: Duration::from_millis(HOUR_MS),
@@ -508,7 +504,7 @@ mod tests {
         let (token, record) = token(&ask);
         let (other, _) = self::token(&ask);
         let cluster = token.cluster.clone();
-        let cases: [(&str, Change, Option<(Code, &str)>); 19] = [
+        let cases: [Case; 19] = [
             ("as it should be", |_, _| (), None),
             ("the last use", |_, known| known.uses = 2, None),
             (
