@@ -61,6 +61,10 @@ fn config(role: Role, listen: Option<&Path>, connect: &[PathBuf]) -> zenoh::Resu
                 "period_init_ms": RETRY_MS.0, "period_max_ms": RETRY_MS.1, "period_increase_factor": 2.0,
             }),
         ),
+        // Whoever is reached later is as welcome; nobody is waited for.
+        ("open/return_conditions/connect_scouted", serde_json::json!(false)),
+        ("open/return_conditions/declares", serde_json::json!(false)),
+        ("scouting/delay", serde_json::json!(0)),
         ("scouting/multicast/enabled", serde_json::json!(false)),
         ("scouting/gossip/enabled", serde_json::json!(false)),
         ("adminspace/enabled", serde_json::json!(false)),

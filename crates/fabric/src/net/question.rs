@@ -36,6 +36,9 @@ const HEARD_TIME_MAX: Duration = Duration::from_millis(400);
 /// What a gateway knows when its time is up must still reach us.
 const RELAY_MARGIN: Duration = Duration::from_millis(40);
 
+/// So many gateways are tried; then whoever is left is asked directly.
+const GATEWAYS_TRIED_MAX: usize = 2;
+
 /// When a query has ended without an answer of all, the reasons become known after at most so long.
 const VERDICT_TIME_MAX: Duration = Duration::from_millis(350);
 
@@ -279,39 +282,36 @@ async fn send(
 }
 
 /// Asks hosts by a gateway of their data centre that merges their answers. When that one is lost,
-/// another does, if that does no harm.
+/// another does, or they are asked directly, if that does no harm.
 async fn relay(
     question: Arc<Question>,
     relayed: Relayed,
     mut events: broadcast::Receiver<HostEvent>,
 ) {
-    let Relayed { mut gateway, hosts } = relayed;
+    let Relayed { gateway, hosts } = relayed;
     let dc = gateway.dc.clone();
     let mut waiting = Waiting::new(hosts);
-    loop {
+    let mut next = Some(gateway);
+    for _ in 0..GATEWAYS_TRIED_MAX {
+        let Some(gateway) = next else { break };
         by_gateway(&question, &gateway, &mut waiting).await;
+        question.tell_gone(&mut waiting).await;
         if waiting.is_over() || !question.ask.idempotent || Instant::now() >= question.deadline() {
             break;
         }
-        tracing::debug!("gateway {gateway} has not answered for all; another way is taken");
-        question.tell_gone(&mut waiting).await;
-        let Some(next) = question.shared.merger(&dc, Some(&gateway)) else {
-            // Whoever is left answers by himself.
-            let hosts = waiting.hosts().cloned().collect();
-            return direct(question, dc, hosts, events.resubscribe()).await;
-        };
-        // The same one twice would only happen where two remain and both hang.
-        gateway = next;
-        if events.is_closed() {
-            break;
-        }
+        tracing::debug!("gateway {gateway} has not told of all; another way is taken");
+        next = question.shared.merger(&dc, Some(&gateway));
+    }
+    if question.ask.idempotent && !waiting.is_over() && Instant::now() < question.deadline() {
+        let hosts = waiting.hosts().cloned().collect();
+        return direct(question, dc, hosts, events).await;
     }
     loop {
-        question.tell_gone(&mut waiting).await;
         let changed = Question::changed(&mut events);
         if waiting.is_over() || timeout_at(question.deadline(), changed).await.is_err() {
             break;
         }
+        question.tell_gone(&mut waiting).await;
     }
     question.tell_silent(&mut waiting).await;
 }
