@@ -9,7 +9,7 @@
 //!
 //! Times are milliseconds of a monotonic clock, passed in.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use kumo_abi::cluster::{HostState, Role};
 use kumo_abi::{DcName, HostId};
@@ -41,6 +41,8 @@ pub struct Member {
     pub state: HostState,
     /// Since when, milliseconds of the clock that is passed in.
     pub since_ms: u64,
+    /// When its token last came.
+    came_ms: u64,
     /// When its token vanished, while its fate is open.
     vanished_ms: Option<u64>,
     /// It said good-bye, and its token will vanish.
@@ -113,6 +115,10 @@ pub struct Change {
 #[derive(Clone, Debug, Default)]
 pub struct Members {
     hosts: BTreeMap<HostId, Member>,
+    /// The gateways among them, by data centre; and those of whom something is still to be said. With
+    /// these a lost data centre of a thousand hosts is judged without looking at all of them for each.
+    gateways: BTreeMap<DcName, BTreeSet<HostId>>,
+    open: BTreeSet<HostId>,
 }
 
 impl Members {
@@ -135,7 +141,8 @@ impl Members {
         &'a self,
         dc: &'a DcName,
     ) -> impl Iterator<Item = (&'a HostId, &'a Member)> {
-        self.hosts.iter().filter(move |(id, m)| id.dc == *dc && m.role == Role::Gateway)
+        let gateways = self.gateways.get(dc).into_iter().flatten();
+        gateways.filter_map(|id| Some((id, self.hosts.get(id)?)))
     }
 
     /// Of which start of a host it would be news that its connections were ended.
@@ -147,6 +154,32 @@ impl Members {
 
     /// Takes in what happened to a token at `now_ms`.
     pub fn see(&mut self, seen: Seen, now_ms: u64) -> Vec<Change> {
+        let (Seen::Up { host, .. }
+        | Seen::Down { host, .. }
+        | Seen::Bye { host, .. }
+        | Seen::Ended { host, .. }) = &seen;
+        let host = host.clone();
+        let changes = self.take_in(seen, now_ms);
+        self.index(&host);
+        changes
+    }
+
+    /// Sets right what is kept beside `hosts`, after a change of one.
+    fn index(&mut self, host: &HostId) {
+        let member = self.hosts.get(host);
+        if member.is_some_and(|m| m.vanished_ms.is_some() || m.state == HostState::CutOff) {
+            self.open.insert(host.clone());
+        } else {
+            self.open.remove(host);
+        }
+        if member.is_some_and(|m| m.role == Role::Gateway) {
+            self.gateways.entry(host.dc.clone()).or_default().insert(host.clone());
+        } else if let Some(gateways) = self.gateways.get_mut(&host.dc) {
+            gateways.remove(host);
+        }
+    }
+
+    fn take_in(&mut self, seen: Seen, now_ms: u64) -> Vec<Change> {
         match seen {
             Seen::Up { host, role, incarnation } => self.up(host, role, incarnation, now_ms),
             Seen::Down { host, incarnation } => {
@@ -193,6 +226,7 @@ impl Members {
             incarnation,
             state: HostState::Alive,
             since_ms: now_ms,
+            came_ms: now_ms,
             vanished_ms: None,
             leaving: false,
             ended_ms: None,
@@ -218,11 +252,17 @@ impl Members {
         let verdicts: Vec<_> = self.verdicts().filter(due).collect();
         let mut changes = Vec::new();
         for (host, (state, _)) in verdicts {
-            changes.extend(self.settle(host, state, now_ms));
+            changes.extend(self.settle(host.clone(), state, now_ms));
+            self.index(&host);
         }
-        self.hosts.retain(|_, member| {
-            member.state == HostState::Alive || member.since_ms.saturating_add(FORGET_MS) > now_ms
-        });
+        let is_forgotten = |member: &Member| {
+            member.state != HostState::Alive && member.since_ms.saturating_add(FORGET_MS) <= now_ms
+        };
+        let hosts = self.hosts.iter().filter(|(_, member)| is_forgotten(member));
+        for host in hosts.map(|(host, _)| host.clone()).collect::<Vec<_>>() {
+            self.hosts.remove(&host);
+            self.index(&host);
+        }
         changes
     }
 
@@ -233,7 +273,8 @@ impl Members {
 
     /// What will be said of whom, and from when on.
     fn verdicts(&self) -> impl Iterator<Item = (HostId, (HostState, u64))> {
-        self.hosts.iter().filter_map(|(host, member)| {
+        self.open.iter().filter_map(|host| {
+            let member = self.hosts.get(host)?;
             let verdict = match member.vanished_ms {
                 Some(vanished_ms) => self.vanished(host, member, vanished_ms),
                 None if member.state == HostState::CutOff => self.returned(host)?,
@@ -252,9 +293,10 @@ impl Members {
             return (HostState::CutOff, vanished_ms + GRACE_MS);
         }
         // Long ago and long after are other causes; what is near may be the same.
-        let near = |at_ms: u64| at_ms.abs_diff(vanished_ms) <= SILENT_GRACE_MS;
+        let near = |at_ms: u64| at_ms.abs_diff(vanished_ms) < SILENT_GRACE_MS;
         let gone = |m: &&Member| match m.vanished_ms {
             Some(at_ms) => near(at_ms),
+            None if m.state == HostState::Alive => near(m.since_ms), // It is back just now.
             None => m.state == HostState::Dead && near(m.since_ms),
         };
         let others = self.gateway_members(&host.dc).filter(|(id, _)| *id != host);
@@ -270,7 +312,7 @@ impl Members {
     /// itself, and is dead then.
     fn returned(&self, host: &HostId) -> Option<(HostState, u64)> {
         let back =
-            self.gateways(&host.dc).filter_map(|id| Some(self.hosts.get(id)?.since_ms)).min()?;
+            self.gateways(&host.dc).filter_map(|id| Some(self.hosts.get(id)?.came_ms)).min()?;
         Some((HostState::Dead, back + SILENT_GRACE_MS))
     }
 }
