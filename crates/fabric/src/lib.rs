@@ -48,7 +48,8 @@ use self::token::{Token, TokenAsk, TokenError};
 /// How often what others wrote is put on the disk.
 const FLUSH_EVERY: Duration = Duration::from_secs(1);
 
-/// How often it is looked whether our certificate is due for renewal.
+/// How often it is looked whether our certificate is due for renewal, and what the desired state may
+/// forget of old certificates and tokens.
 const RENEWAL_EVERY: Duration = Duration::from_secs(600);
 
 /// How often a member that hangs on another data centre's gateway looks whether its own are back.
@@ -484,6 +485,10 @@ async fn renew(
     let mut every = interval(RENEWAL_EVERY);
     loop {
         every.tick().await;
+        if let Some(desk) = desk.clone() {
+            // A failure is one of the disk, which the next write tells of.
+            let _ = spawn_blocking(move || desk.sweep()).await;
+        }
         let now = identity.load_full();
         if !now.peer().is_ok_and(|own| own.wants_renewal(now_ms())) {
             continue;

@@ -199,6 +199,14 @@ impl Desk {
         Ok(Desk { room: Arc::new(room), talking: Arc::default() })
     }
 
+    /// Forgets what ended long ago. Blocks for the disk.
+    ///
+    /// # Errors
+    /// As [`Store::remove`]; the rest is forgotten the next time.
+    pub fn sweep(&self) -> Result<(), StoreError> {
+        registry::sweep(&self.room.store, wall_ms())
+    }
+
     /// Gives this gateway itself a new certificate, in its files and in what it shows from now on.
     /// Blocks for the disk.
     ///
