@@ -54,7 +54,9 @@ pub fn lines(mut rows: Vec<Vec<Cell>>, width_max: Option<usize>, out: &Output) -
     let count = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width_of = |place: usize| {
         // What nothing follows needs no room.
-        let inner = rows.iter().filter(|row| place + 1 < row.len() || row[..].get(place).is_some_and(|cell| cell.is_right));
+        let inner = rows.iter().filter(|row| {
+            place + 1 < row.len() || row[..].get(place).is_some_and(|cell| cell.is_right)
+        });
         inner.filter_map(|row| row.get(place)).map(|cell| text::columns(&cell.text)).max()
     };
     let widths: Vec<usize> = (0..count).map(|place| width_of(place).unwrap_or(0)).collect();
@@ -64,7 +66,9 @@ pub fn lines(mut rows: Vec<Vec<Cell>>, width_max: Option<usize>, out: &Output) -
         let mut at = 0;
         for (place, cell) in row.into_iter().enumerate() {
             let mut text = cell.text;
-            if place == last && let Some(max) = width_max {
+            if place == last
+                && let Some(max) = width_max
+            {
                 text = text::visible_within(&text, max.saturating_sub(at).max(LAST_WIDTH_MIN));
             }
             let columns = text::columns(&text);
@@ -80,6 +84,7 @@ pub fn lines(mut rows: Vec<Vec<Cell>>, width_max: Option<usize>, out: &Output) -
                 line.push_str("  ");
             }
         }
+        line.truncate(line.trim_end_matches(' ').len());
         line
     };
     rows.into_iter().map(line).collect()

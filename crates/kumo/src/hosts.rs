@@ -49,7 +49,7 @@ pub struct Hosts {
     no_header: bool,
     /// Which hosts.
     #[command(flatten)]
-    hosts: HostChoice,
+    choice: HostChoice,
     /// Which node.
     #[command(flatten)]
     pub at: NodeArgs,
@@ -74,7 +74,7 @@ it, as its data centre cannot be reached) or left (its node said that it stops).
 /// # Errors
 /// See [`CommandError`].
 pub fn run(args: &Hosts, source: &Source, out: &mut Output) -> Result<Exit, CommandError> {
-    let rule = args.hosts.rule()?;
+    let rule = args.choice.rule()?;
     if args.watch {
         return watch(args, source, out);
     }
@@ -90,7 +90,7 @@ pub fn run(args: &Hosts, source: &Source, out: &mut Output) -> Result<Exit, Comm
     let is_alive = |host: &HostInfo| host.state == HostState::Alive;
     Ok(match cluster.hosts.iter().all(is_alive) {
         _ if cluster.hosts.is_empty() => {
-            out.warn(format_args!("there is no such host ({})", args.hosts.title()));
+            out.warn(format_args!("there is no such host ({})", args.choice.title()));
             Exit::Failed
         }
         false if args.check => Exit::Partial,
@@ -157,7 +157,7 @@ enum News {
 
 /// Shows the hosts until the user ends it.
 fn watch(args: &Hosts, source: &Source, out: &mut Output) -> Result<Exit, CommandError> {
-    let rule = args.hosts.rule()?;
+    let rule = args.choice.rule()?;
     let (send, news) = sync_channel(EVENTS_MAX);
     // A wrong node is told before anything is shown.
     let mut cluster = Cluster::ask(source)?;
@@ -213,7 +213,7 @@ fn event_line(args: &Hosts, event: &[u8], out: &mut Output) -> Result<(), Comman
     };
     let text = |name: &str| event.get(name).and_then(Value::as_str).unwrap_or("?");
     let of_dc = |dc: &kumo_abi::DcName| dc.as_str() == text("dc");
-    if !args.hosts.dcs.is_empty() && !args.hosts.dcs.iter().any(of_dc) {
+    if !args.choice.dcs.is_empty() && !args.choice.dcs.iter().any(of_dc) {
         return Ok(());
     }
     if args.json {
@@ -326,8 +326,10 @@ mod tests {
         for (got, want) in got.iter().zip(want) {
             assert_eq!(words(got), words(want));
         }
-        let starts: Vec<Option<usize>> =
-            got.iter().map(|line| line.find("STATE").or(line.find("cut-off")).or(line.find("dead"))).collect();
+        let starts: Vec<Option<usize>> = got
+            .iter()
+            .map(|line| line.find("STATE").or(line.find("cut-off")).or(line.find("dead")))
+            .collect();
         assert!(starts.iter().all(|start| *start == starts[0]), "{got:#?}");
     }
 

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
 use std::str::FromStr;
 use std::thread;
@@ -265,10 +265,7 @@ pub fn run(args: &Kill, out: &mut Output) -> Result<Exit, CommandError> {
     let (there, here): (Vec<Named>, Vec<Named>) =
         chosen.iter().cloned().partition(|named| named.host.is_some());
     // Before anything is sent here it is certain that there is a node to ask about the others.
-    let node = match there.is_empty() {
-        true => None,
-        false => Some(Source::open_node(&args.at)?.0),
-    };
+    let node = if there.is_empty() { None } else { Some(Source::open_node(&args.at)?.0) };
     let mut hit: Vec<ProcessId> = Vec::new();
     for named in &here {
         match send(args, named.which) {
@@ -466,7 +463,8 @@ impl Missed {
             (self.unknown, "unknown whether it was sent"),
         ] {
             if count > 0 {
-                text += &format!("; {count} {what}");
+                // A string takes whatever is written to it.
+                write!(text, "; {count} {what}").ok();
             }
         }
         text

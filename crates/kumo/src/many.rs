@@ -34,6 +34,7 @@ const PROGRESS_NAMED_MAX: usize = 3;
 const PROGRESS_WIDTH: usize = 78;
 
 /// Who was asked and who answered.
+#[expect(clippy::struct_field_names, reason = "these are the names of the answer")]
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Asked {
     /// Hosts that were asked.
@@ -88,6 +89,7 @@ pub struct OneAnswer {
 }
 
 /// The hosts of a cluster as `/v2/hosts` lists them.
+#[expect(clippy::struct_field_names, reason = "these are the names of the answer")]
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Cluster {
     /// Its name; a node without a cluster has none.

@@ -115,9 +115,10 @@ fn links(reports: Vec<(HostId, Vec<LinkReport>)>) -> Vec<Link> {
     let mut links: BTreeMap<(HostId, HostId), Link> = BTreeMap::new();
     for (reporter, reports) in reports {
         for report in reports {
-            let (from, to) = match report.dialed {
-                true => (reporter.clone(), report.peer),
-                false => (report.peer, reporter.clone()),
+            let (from, to) = if report.dialed {
+                (reporter.clone(), report.peer)
+            } else {
+                (report.peer, reporter.clone())
             };
             let rtt_us = (report.rtt_us > 0).then_some(report.rtt_us);
             let new = Link { from: from.clone(), to: to.clone(), rtt_us, age_ms: report.age_ms };
@@ -236,8 +237,8 @@ fn round_trip(rtt_us: Option<u32>) -> Cell {
 /// A round trip for people: `0.21 ms`, `12.3 ms`, `250 ms`.
 fn milliseconds(us: u32) -> String {
     match us {
-        ..10_000 => format!("{:.2} ms", f64::from(us) / 1e3),
-        ..100_000 => format!("{:.1} ms", f64::from(us) / 1e3),
+        0..10_000 => format!("{:.2} ms", f64::from(us) / 1e3),
+        10_000..100_000 => format!("{:.1} ms", f64::from(us) / 1e3),
         _ => format!("{} ms", us / 1_000),
     }
 }

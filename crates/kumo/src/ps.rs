@@ -554,7 +554,9 @@ fn watch_once(
             out.line(line)?;
         }
         out.line("")?;
-        missing.iter().for_each(|line| out.warn(line));
+        for line in &missing {
+            out.warn(line);
+        }
         return Ok(out.flush()?);
     };
     let width_max = style.width_max.unwrap_or(usize::MAX);

@@ -454,7 +454,8 @@ fn completions_parse_in_their_shells() {
 #[test]
 fn every_subcommand_has_help_with_examples() {
     let subcommands =
-        ["up", "ps", "top", "pgrep", "kill", "host", "doctor", "completions"].map(Some);
+        ["up", "ps", "top", "pgrep", "kill", "host", "hosts", "map", "doctor", "completions"]
+            .map(Some);
     for subcommand in subcommands.into_iter().chain([None]) {
         let args: Vec<&str> = subcommand.into_iter().chain(["--help"]).collect();
         let said = run(&args).with_code(0);
@@ -568,6 +569,65 @@ fn a_node_gives_the_same_answers() {
         assert!(said.err.contains("asking the node at"), "{}", said.err);
         ask(&["ps", "--filter", "cpu > 'x'"]).with_code(2);
     }
+}
+
+#[test]
+fn a_node_without_a_cluster_is_a_cluster_of_one_host() {
+    let node = Node::start();
+    let animal = sleeper("kumo-of-many");
+    let pid = animal.pid().to_string();
+    let run_dir = node.run_dir().display().to_string();
+    let ask = |args: &[&str]| run(&[args, &["--run-dir", &run_dir]].concat());
+    let hosts = ask(&["hosts", "--json", "--check"]).with_code(0).json();
+    let (dc, host) = (&hosts["hosts"][0]["dc"], &hosts["hosts"][0]["host"]);
+    let host = format!("{}/{}", dc.as_str().expect("a name"), host.as_str().expect("a name"));
+    let found = ask(&["ps", "--all", &pid, "-o", "pid,cmdline", "--no-header"]).with_code(0);
+    assert_eq!(found.out, format!("{host} {pid} kumo-of-many\n"));
+    let answer = ask(&["ps", "--all", &pid, "--json", "-o", "pid"]).with_code(0).json();
+    assert_eq!(answer["hosts"]["answered"], 1);
+    assert_eq!(answer["rows"][0]["pid"], animal.pid());
+    ask(&["ps", "--all", &pid, "2147483646"]).with_code(3);
+    let row = ask(&["ps", "--all", &pid, "--ndjson", "-o", "pid"]).with_code(0);
+    assert_eq!(row.out.lines().count(), 1, "every line is a row: {}", row.out);
+    let said = ask(&["pgrep", "--all", "-f", "^kumo-of-many$"]).with_code(0);
+    assert_eq!(said.out, format!("{host}/{pid}\n"));
+    let marker = format!("kumo-nobody-{pid}");
+    assert_eq!(ask(&["pgrep", "--all", "-f", &marker]).with_code(1).out, "", "never itself");
+    let report = ask(&["host", &host, "--json"]).with_code(0).json();
+    assert_eq!(report["host"], hosts["hosts"][0]["host"]);
+    for args in [&["host", "--all"][..], &["map"], &["top", "--all", "--once", "-l", "3"]] {
+        let said = ask(args).with_code(0);
+        let name = host.rsplit('/').next().expect("a name");
+        assert!(said.out.contains(name), "{args:?}: {}", said.out);
+    }
+    ask(&["ps", "--dc", "nowhere"]).with_code(1);
+    let said = ask(&["ps", "--where", "nope == 1"]).with_code(2);
+    assert!(said.err.contains("no column `nope`"), "{}", said.err);
+    let process = format!("{host}/{}", id_of(animal.pid()));
+    let said = ask(&["kill", "--all", "--filter", &format!("pid == {pid}")]).with_code(2);
+    assert!(said.out.contains(&host) && said.err.contains("--yes"), "{}", said.err);
+    assert!(lives(animal.pid()));
+    let said = ask(&["kill", "--dry-run", &process]).with_code(0);
+    // The node may know the start to the nanosecond.
+    assert!(said.out.contains(&format!("would send TERM to {host}/{pid}@")), "{}", said.out);
+    assert!(lives(animal.pid()), "nothing was sent");
+    ask(&["kill", "--wait", "-9", &process]).with_code(0);
+    assert!(!lives(animal.pid()));
+    ask(&["kill", &process]).with_code(1);
+}
+
+#[test]
+fn many_hosts_need_a_node() {
+    let nowhere = tempfile::tempdir().expect("a directory");
+    let run_dir = nowhere.path().display().to_string();
+    for args in [&["ps", "--all"][..], &["hosts"], &["map"], &["host", "tokyo/a"]] {
+        let said = run(&[args, &["--run-dir", &run_dir]].concat()).with_code(1);
+        assert!(said.err.contains("kumo up"), "{args:?}: {}", said.err);
+    }
+    let said = run_here(&["ps", "--all"]).with_code(2);
+    assert!(said.err.contains("--collector"), "{}", said.err);
+    let said = run(&["kill", "--all", "4711"]).with_code(2);
+    assert!(said.err.contains("--filter"), "{}", said.err);
 }
 
 #[test]

@@ -169,10 +169,8 @@ pub fn run(args: &Top, source: Source, out: &mut Output) -> Result<Exit, Command
     state.many = args.scope.is_many();
     let local = source.is_this_host().then(|| std::fs::read_to_string(BOOT_ID).ok()).flatten();
     state.boot_id_here = local.map(|boot_id| boot_id.trim().to_owned());
-    let far = match state.many {
-        true => source.another()?.map(|source| Far { source, wait: args.scope.wait() }),
-        false => None,
-    };
+    let another = if state.many { source.another()? } else { None };
+    let far = another.map(|source| Far { source, wait: args.scope.wait() });
     let fetcher = Fetcher::new(source, state.many.then(|| args.scope.clone()));
     if is_batch {
         let only_one = args.once || (!args.batch && !args.json && args.iterations.is_none());
@@ -180,7 +178,7 @@ pub fn run(args: &Top, source: Source, out: &mut Output) -> Result<Exit, Command
         let batch = Batch { readings, rows_max: args.limit, json: args.json };
         return batch::run(batch, state, fetcher, out);
     }
-    screen::run(state, fetcher, far, args.iterations)?;
+    screen::run(state, fetcher, far.as_ref(), args.iterations)?;
     Ok(Exit::Done)
 }
 

@@ -62,7 +62,7 @@ enum Message {
 pub(super) fn run(
     mut state: State,
     fetcher: Fetcher,
-    far: Option<Far>,
+    far: Option<&Far>,
     readings_max: Option<u64>,
 ) -> Result<(), CommandError> {
     let started = Instant::now();
@@ -112,7 +112,7 @@ pub(super) fn run(
                     Effect::Redraw => screen.redraw()?,
                     Effect::Refresh => pace.hurry(),
                     Effect::Send(id, signal) => {
-                        let result = match &far {
+                        let result = match far {
                             None => {
                                 let sent = signal::send(id.process(), signal);
                                 Some(sent.map_err(|error| chain(&error)))
