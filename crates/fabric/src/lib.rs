@@ -154,15 +154,12 @@ impl Fabric {
         let mut tasks = JoinSet::new();
         let (sightings, seen) = mpsc::unbounded_channel();
         let (incoming, taking) = sync::start(&shared);
+        let (came, coming) = mpsc::unbounded_channel();
         tasks.spawn(taking);
-        tasks.spawn(watch::decide(Arc::clone(&shared), seen));
+        tasks.spawn(watch::decide(Arc::clone(&shared), seen, came));
         tasks.spawn(watch::tell_ends(Arc::clone(&shared), links.ends(), sightings.clone()));
         tasks.spawn(sync::tell_changes(Arc::clone(&shared), store.changes()));
-        tasks.spawn(sync::compare(
-            Arc::clone(&shared),
-            incoming.clone(),
-            shared.events.subscribe(),
-        ));
+        tasks.spawn(sync::compare(Arc::clone(&shared), incoming.clone(), coming));
         tasks.spawn(flush(Arc::clone(&store)));
         tasks.spawn(follow(
             Arc::clone(&shared),
@@ -348,19 +345,20 @@ async fn connect(
         let opened = net::open(shared.role, listen.as_deref(), &connect).await;
         let declared = match opened {
             Ok(session) => {
-                let declared = declare(&shared, &session, &sightings, &incoming).await;
-                declared.map(|held| (session, held))
+                // Before others are seen: whatever that sets off needs a session.
+                shared.set_session(Some(session.clone()));
+                declare(&shared, &session, &sightings, &incoming).await
             }
             Err(error) => Err(error),
         };
         match declared {
-            Ok((session, held)) => {
-                shared.set_session(Some(session));
+            Ok(held) => {
                 // Ends with its task; until then Zenoh connects again by itself.
                 let _held = held;
                 return std::future::pending().await;
             }
             Err(error) => {
+                shared.set_session(None);
                 tracing::error!("the fabric's session could not be opened: {error}");
                 tokio::time::sleep(REOPEN_AFTER).await;
             }

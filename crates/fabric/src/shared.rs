@@ -150,6 +150,16 @@ impl Shared {
         gateways.get(spread % gateways.len().max(1)).map(|gateway| (*gateway).clone())
     }
 
+    /// Whether a host is gone, and so is its card: it was evicted. One whose card has not arrived yet is
+    /// not meant.
+    fn is_forgotten(&self, info: &HostInfo) -> bool {
+        let is_removed = || {
+            let entry = self.store.entry(&card_key(&info.id));
+            entry.is_some_and(|entry| entry.value.is_none())
+        };
+        info.state != HostState::Alive && is_removed()
+    }
+
     /// All hosts: those that were seen, and those that only have a card.
     pub(crate) fn hosts(&self) -> Vec<HostInfo> {
         let now_ms = self.now_ms();
@@ -172,8 +182,7 @@ impl Shared {
                 incarnation: Some(member.incarnation),
                 card: cards.remove(id),
             })
-            // Who was evicted, or has left, is remembered only as long as it is there.
-            .filter(|info| info.card.is_some() || info.state == HostState::Alive)
+            .filter(|info| !self.is_forgotten(info))
             .collect();
         hosts.extend(cards.into_iter().map(|(id, card)| HostInfo {
             state: if id == self.me { HostState::Alive } else { unseen(&members, &id.dc) },

@@ -5,25 +5,29 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kumo_abi::HostId;
-use kumo_abi::cluster::{HostState, Role};
+use kumo_abi::cluster::Role;
 use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{broadcast, mpsc};
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, sleep};
 use zenoh::Session;
 use zenoh::pubsub::Subscriber;
 use zenoh::query::{Query, Queryable};
 
+use crate::members::Member;
 use crate::net::question::bytes_of;
-use crate::shared::{HostEvent, Shared};
+use crate::shared::Shared;
 use crate::store::{Change, Digest, Entry, Store};
 
 /// Copies are compared so often. A change is pushed; this only repairs what a push has missed. With
 /// equal copies it costs two messages of some ten bytes.
 const COMPARE_EVERY: Duration = Duration::from_secs(20);
 
-/// A comparison takes no longer, or is made again later.
+/// A comparison takes no longer, or is made again.
 const COMPARE_TIME_MAX: Duration = Duration::from_secs(5);
+
+/// A comparison that failed is made again so much later, as long as the gateway is there.
+const COMPARE_AGAIN: Duration = Duration::from_millis(500);
 
 /// Entries of one message when many are told at once.
 const ENTRIES_MAX: usize = 1_000;
@@ -177,26 +181,27 @@ async fn tell(shared: &Arc<Shared>, entries: Vec<(String, Entry)>) {
     }
 }
 
-/// Compares our copy with gateways', for ever: with each that appears, and with one now and then.
+/// Compares our copy with gateways', for ever: with each that comes, and with one now and then.
 pub(crate) async fn compare(
     shared: Arc<Shared>,
     incoming: Incoming,
-    mut events: broadcast::Receiver<HostEvent>,
+    mut coming: mpsc::UnboundedReceiver<HostId>,
 ) {
     let mut regularly = interval(COMPARE_EVERY);
     regularly.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut turn = 0;
+    let mut again: Option<HostId> = None;
     loop {
         let gateway = tokio::select! {
-            event = events.recv() => match event {
-                Ok(event) if event.state == HostState::Alive && event.role == Role::Gateway => {
-                    // A member hears from its own data centre what the others have told that.
-                    let near = event.id.dc == shared.me.dc || shared.role == Role::Gateway;
-                    near.then_some(event.id)
+            gateway = coming.recv() => match gateway {
+                // A member hears from its own data centre what the others have told that.
+                Some(gateway) => {
+                    let near = gateway.dc == shared.me.dc || shared.role == Role::Gateway;
+                    near.then_some(gateway)
                 }
-                Ok(_) | Err(RecvError::Lagged(_)) => None,
-                Err(RecvError::Closed) => return,
+                None => return,
             },
+            () = sleep(COMPARE_AGAIN), if again.is_some() => again.take(),
             _ = regularly.tick() => {
                 turn += 1;
                 next_gateway(&shared, turn)
@@ -205,6 +210,8 @@ pub(crate) async fn compare(
         let Some(gateway) = gateway.filter(|gateway| *gateway != shared.me) else { continue };
         if let Err(error) = compare_with(&shared, &incoming, &gateway).await {
             tracing::debug!("the desired state was not compared with {gateway}'s: {error}");
+            let is_there = shared.members().find(&gateway).is_some_and(Member::is_present);
+            again = is_there.then_some(gateway);
         }
     }
 }

@@ -75,8 +75,13 @@ pub(crate) async fn declare(
     Ok(Watching { _token: token, _subscribers: vec![alive, bye, ended] })
 }
 
-/// Lets the rules decide, for ever.
-pub(crate) async fn decide(shared: Arc<Shared>, mut seen: mpsc::UnboundedReceiver<Seen>) {
+/// Lets the rules decide, for ever. Tells of each gateway whose token came, or came back: what was told
+/// meanwhile may have been missed.
+pub(crate) async fn decide(
+    shared: Arc<Shared>,
+    mut seen: mpsc::UnboundedReceiver<Seen>,
+    gateways: mpsc::UnboundedSender<HostId>,
+) {
     loop {
         let next_ms = shared.members().next_ms();
         let until = async {
@@ -90,7 +95,13 @@ pub(crate) async fn decide(shared: Arc<Shared>, mut seen: mpsc::UnboundedReceive
         let changes = tokio::select! {
             biased;
             seen = seen.recv() => match seen {
-                Some(seen) => see(&mut shared.members(), seen, &shared.me, shared.now_ms()),
+                Some(seen) => {
+                    if let Seen::Up { host, role: Role::Gateway, .. } = &seen {
+                        // It fails when this node stops.
+                        let _ = gateways.send(host.clone());
+                    }
+                    see(&mut shared.members(), seen, &shared.me, shared.now_ms())
+                }
                 None => return,
             },
             () = until => shared.members().decide(shared.now_ms()),
