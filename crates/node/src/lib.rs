@@ -10,6 +10,7 @@ mod dirs;
 mod lock;
 mod names;
 mod signals;
+pub mod simulated;
 mod web;
 
 use std::io;
