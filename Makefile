@@ -8,7 +8,7 @@ CARGO ?= cargo
 TARGET_DIR = $${CARGO_TARGET_DIR:-target}
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo build test bench-k2i fmt lint install uninstall clean
+.PHONY: help run demo build test bench-k2i bench-fabric fmt lint install uninstall clean
 
 help: ## Say what can be made
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | \
@@ -41,6 +41,11 @@ bench-k2i: ## Compare our process table with ps and others; writes docs/BENCHMAR
 	@scripts/install-deps run
 	$(CARGO) build --release --locked -p kumo -p k2i -p kumo-testbed
 	"$(TARGET_DIR)/release/bench-k2i" $(ARGS)
+
+bench-fabric: ## Ask 1,000 simulated hosts, see hosts die; writes docs/BENCHMARKS.md
+	@scripts/install-deps run
+	$(CARGO) build --release --locked -p kumo -p kumo-testbed
+	"$(TARGET_DIR)/release/bench-fabric" $(ARGS)
 
 fmt: ## Format the code
 	$(CARGO) fmt --all

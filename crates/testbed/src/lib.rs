@@ -10,6 +10,7 @@
 //! Development only: nothing of it is installed.
 
 mod api;
+pub mod bench;
 pub mod cluster;
 mod crowd;
 mod helper;
@@ -17,6 +18,7 @@ mod host;
 pub mod net;
 mod program;
 pub mod role;
+pub mod swarm;
 mod zoo;
 
 use std::error::Error;

@@ -8,13 +8,13 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use kumo_testbed::bench::stats::Times;
 use kumo_testbed::{Crowd, crowd_arguments};
 use serde_json::Value;
 
 use crate::http;
 use crate::report::Timed;
 use crate::server::{Server, free_port};
-use crate::stats::Times;
 
 /// Our collectors, the best first.
 pub(crate) const COLLECTORS: [&str; 3] = ["iter.s", "iter", "proc"];

@@ -8,10 +8,8 @@
 
 mod cases;
 mod http;
-mod machine;
 mod report;
 mod server;
-mod stats;
 
 use std::fs;
 use std::io;
@@ -20,6 +18,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
+use kumo_testbed::bench::{self, document, machine};
 use kumo_testbed::{Mix, Zoo};
 
 use cases::Case;
@@ -74,7 +73,7 @@ fn run(mut args: Args) -> io::Result<()> {
         Some(folder) => folder.clone(),
         None => std::env::current_exe()?.parent().unwrap_or(Path::new(".")).to_owned(),
     };
-    let mut text = heading(rounds);
+    let mut text = format!("{}\n{rounds} rounds each.\n", bench::heading("bench-k2i"));
     println!("{text}");
     for processes in &args.processes {
         let round = measure(*processes, &programs, rounds, watch, !args.no_peers)?;
@@ -85,25 +84,10 @@ fn run(mut args: Args) -> io::Result<()> {
     }
     if args.document != Path::new("-") {
         let document = fs::read_to_string(&args.document).unwrap_or_default();
-        fs::write(&args.document, report::place(&document, &text))?;
+        fs::write(&args.document, document::place(&document, "bench-k2i", &text))?;
         eprintln!("bench-k2i: wrote {}", args.document.display());
     }
     Ok(())
-}
-
-fn heading(rounds: usize) -> String {
-    let command: Vec<String> = std::env::args().skip(1).collect();
-    let arguments = match command.join(" ") {
-        none if none.is_empty() => String::new(),
-        some => format!(" ARGS='{some}'"),
-    };
-    let date = machine::output_of("date", &["-u", "+%F"]).unwrap_or_default();
-    let commit =
-        machine::output_of("git", &["describe", "--always", "--dirty"]).unwrap_or_default();
-    format!(
-        "`make bench-k2i{arguments}`, {date}, commit {commit}: {rounds} rounds each.\n\nMachine: {}.\n",
-        machine::describe(),
-    )
 }
 
 /// Everything for one number of processes.

@@ -1,13 +1,9 @@
-//! The results as Markdown, and their place in the document.
+//! The results as Markdown.
 
 use std::fmt::Write;
 use std::time::Duration;
 
-use crate::stats::{Times, ms, significant};
-
-/// Between these two lines of the document the benchmark writes; the rest is people's.
-const BEGIN: &str = "<!-- bench-k2i: begin -->";
-const END: &str = "<!-- bench-k2i: end -->";
+use kumo_testbed::bench::stats::{Times, ms, significant};
 
 /// One timed case.
 #[derive(Debug)]
@@ -80,31 +76,9 @@ pub(crate) fn tables(round: &Round) -> String {
     text
 }
 
-/// `document` with `text` between the markers; at its end if it has none.
-pub(crate) fn place(document: &str, text: &str) -> String {
-    let block = format!("{BEGIN}\n{}\n{END}\n", text.trim_end());
-    match (document.find(BEGIN), document.find(END)) {
-        (Some(begin), Some(end)) if begin < end => {
-            let rest = document[end + END.len()..].trim_start_matches('\n');
-            let gap = if rest.is_empty() { "" } else { "\n" };
-            format!("{}{block}{gap}{rest}", &document[..begin])
-        }
-        _ => format!("{}\n\n{block}", document.trim_end()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_block_is_replaced_and_the_rest_kept() {
-        let first = place("# Title\n", "one");
-        assert_eq!(first, format!("# Title\n\n{BEGIN}\none\n{END}\n"));
-        let second = place(&format!("{first}\nAfter.\n"), "two\n");
-        assert_eq!(second, format!("# Title\n\n{BEGIN}\ntwo\n{END}\n\nAfter.\n"));
-        assert_eq!(place(&second, "two"), second);
-    }
 
     #[test]
     fn ratios_are_to_the_first_case() {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 /// The machine in one line of text.
-pub(crate) fn describe() -> String {
+pub fn describe() -> String {
     let cpu = first_line_of("/proc/cpuinfo", "model name");
     let cpus = std::thread::available_parallelism().map_or(0, usize::from);
     let memory_kib: u64 = first_line_of("/proc/meminfo", "MemTotal")
@@ -32,27 +32,27 @@ fn first_line_of(path: &str, key: &str) -> Option<String> {
 }
 
 /// What a command prints; nothing if it is not there or fails.
-pub(crate) fn output_of(program: &str, arguments: &[&str]) -> Option<String> {
+pub fn output_of(program: &str, arguments: &[&str]) -> Option<String> {
     let output = Command::new(program).args(arguments).output().ok()?;
     let text = String::from_utf8_lossy(&output.stdout).trim().to_owned();
     (output.status.success() && !text.is_empty()).then_some(text)
 }
 
 /// The last CPU that this process may run on: interrupts and others like the first.
-pub(crate) fn last_cpu() -> rustix::io::Result<usize> {
+pub fn last_cpu() -> rustix::io::Result<usize> {
     let set = sched_getaffinity(None)?;
     Ok((0..CpuSet::MAX_CPU).rev().find(|cpu| set.is_set(*cpu)).unwrap_or(0))
 }
 
 /// Keeps this thread, and every process it starts from now on, on one CPU.
-pub(crate) fn pin(cpu: usize) -> rustix::io::Result<()> {
+pub fn pin(cpu: usize) -> rustix::io::Result<()> {
     let mut set = CpuSet::new();
     set.set(cpu);
     sched_setaffinity(None, &set)
 }
 
 /// CPU time that a process has used, to a tick of 10 ms; `None` when it is gone.
-pub(crate) fn cpu_time(pid: u32) -> Option<Duration> {
+pub fn cpu_time(pid: u32) -> Option<Duration> {
     let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
     let stat = String::from_utf8_lossy(&stat);
     let (_, fields) = stat.rsplit_once(')')?;
@@ -64,7 +64,7 @@ pub(crate) fn cpu_time(pid: u32) -> Option<Duration> {
 }
 
 /// Resident memory of a process now and at its most, in KiB; `None` when it is gone.
-pub(crate) fn resident_kib(pid: u32) -> Option<(u64, u64)> {
+pub fn resident_kib(pid: u32) -> Option<(u64, u64)> {
     let path = format!("/proc/{pid}/status");
     let value = |key: &str| first_line_of(&path, key)?.trim_end_matches(" kB").parse().ok();
     Some((value("VmRSS")?, value("VmHWM")?))
