@@ -18,6 +18,7 @@ mod host;
 pub mod net;
 mod program;
 pub mod role;
+pub mod sim;
 pub mod swarm;
 mod zoo;
 
