@@ -9,7 +9,7 @@ use std::time::Duration;
 use kumo_abi::HostId;
 use kumo_abi::cluster::Role;
 use rustls::pki_types::ServerName;
-use tokio::io::AsyncReadExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::{JoinSet, spawn_blocking};
@@ -81,11 +81,14 @@ async fn link(shared: Arc<Shared>, whom: Whom, local: UnixStream, dialing: Owned
     };
     let dialed = shared.unless_closing(dialed).await;
     drop(dialing);
-    let Some(Some(Dialed { peer, address, tcp, stream })) = dialed else { return };
-    let whom = peer.host.clone();
-    match shared.register(peer, true, address, tcp) {
-        Ok(registered) => run(registered, stream, local).await,
-        Err(why) => tracing::debug!("the link to {whom} is not used: {why:?}"),
+    let Some(Some(dialed)) = dialed else { return };
+    let Dialed { peer, address, tcp, .. } = &dialed;
+    match shared.register(peer.clone(), true, *address, tcp.clone()) {
+        Ok(registered) => run(registered, dialed.stream, local).await,
+        Err(why) => {
+            tracing::debug!("the link to {} is not used: {why:?}", peer.host);
+            dialed.close().await;
+        }
     }
 }
 
@@ -131,6 +134,14 @@ async fn dial_any(shared: &Arc<Shared>) -> Option<Dialed> {
                 let said: Result<Dialed, Vec<Failure>> = said;
                 tell_failures(shared, &gateway, said.as_ref().err());
                 if let Ok(dialed) = said {
+                    // The others are let finish: a link that ends in the middle looks like a death.
+                    shared.spawn(async move {
+                        while let Some(late) = dials.join_next().await {
+                            if let Ok((_, Ok(late))) = late {
+                                late.close().await;
+                            }
+                        }
+                    });
                     return Some(dialed);
                 }
                 next_at = Instant::now();
@@ -152,7 +163,13 @@ async fn dial_any(shared: &Arc<Shared>) -> Option<Dialed> {
 
 /// Whether a gateway welcomes us now; the link is closed at once.
 pub(super) async fn answers(shared: &Arc<Shared>, gateway: &HostId) -> bool {
-    dial(shared, gateway).await.is_ok()
+    match dial(shared, gateway).await {
+        Ok(dialed) => {
+            dialed.close().await;
+            true
+        }
+        Err(_) => false,
+    }
 }
 
 /// The gateways in the order in which this host tries them: those of its own data centre first, the one
@@ -200,6 +217,14 @@ struct Dialed {
     address: SocketAddr,
     tcp: Tcp,
     stream: TlsStream<Tcp>,
+}
+
+impl Dialed {
+    /// Closes what is not needed with a good-bye: without one it would look like a death of this host.
+    async fn close(mut self) {
+        // Whether it arrives: it has a second.
+        let _ = timeout(CONNECT_MAX, self.stream.shutdown()).await;
+    }
 }
 
 /// What came of one address.
