@@ -42,6 +42,9 @@ struct Args {
     /// Look at an idle cluster for this many seconds [default: 30]
     #[arg(long)]
     idle_s: Option<u64>,
+    /// Wait so long for hosts where some are missing, in milliseconds; `kumo top` waits 2000
+    #[arg(long, default_value_t = 2_000)]
+    wait_ms: u64,
     /// A first impression: 20 hosts, few rounds, nothing written
     #[arg(long)]
     quick: bool,
@@ -73,6 +76,7 @@ struct Effort {
     /// Of joining, and of deaths that need more than one node anew.
     few: usize,
     idle_s: u64,
+    /// How long hosts are waited for where some are missing.
     wait_ms: u64,
 }
 
@@ -96,8 +100,7 @@ fn run(args: &Args) -> io::Result<()> {
         deaths: if quick { 2 } else { 20 },
         few: if quick { 1 } else { 10 },
         idle_s: args.idle_s.unwrap_or(if quick { 2 } else { 30 }),
-        // As `kumo top` waits.
-        wait_ms: if quick { 500 } else { 2_000 },
+        wait_ms: args.wait_ms,
     };
     let kumo = args.kumo.clone().unwrap_or_else(kumo_testbed::kumo_beside);
     kumo_testbed::check_program(&kumo).map_err(io::Error::other)?;
