@@ -39,12 +39,18 @@ pub fn output_of(program: &str, arguments: &[&str]) -> Option<String> {
 }
 
 /// The last CPU that this process may run on: interrupts and others like the first.
+///
+/// # Errors
+/// What the kernel says.
 pub fn last_cpu() -> rustix::io::Result<usize> {
     let set = sched_getaffinity(None)?;
     Ok((0..CpuSet::MAX_CPU).rev().find(|cpu| set.is_set(*cpu)).unwrap_or(0))
 }
 
 /// Keeps this thread, and every process it starts from now on, on one CPU.
+///
+/// # Errors
+/// What the kernel says.
 pub fn pin(cpu: usize) -> rustix::io::Result<()> {
     let mut set = CpuSet::new();
     set.set(cpu);

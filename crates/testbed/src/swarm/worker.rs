@@ -137,7 +137,9 @@ fn obey(
         }
         Order::Drop(ids) => {
             let _within = runtime.enter();
-            ids.iter().for_each(|id| drop(hosts.remove(id)));
+            for id in ids {
+                drop(hosts.remove(&id));
+            }
             Ok(Done::default())
         }
         Order::Hang(ids) => {

@@ -148,7 +148,7 @@ impl World {
             dir,
         };
         for gateway in world.known.clone() {
-            let node = world.identify(gateway.host, Role::Gateway)?;
+            let node = world.identify(&gateway.host, Role::Gateway)?;
             world.gateways.push(node);
         }
         for gateway in &mut world.gateways {
@@ -219,17 +219,17 @@ impl World {
     }
 
     /// A real node with an identity of this cluster that does not run yet.
-    fn identify(&self, id: HostId, role: Role) -> io::Result<Node> {
+    fn identify(&self, id: &HostId, role: Role) -> io::Result<Node> {
         let node = Node::new(&self.kumo, self.dir.path(), id.clone())?;
-        let identity = Identity::issue(&self.authority, &id, role, now_ms());
+        let identity = Identity::issue(&self.authority, id, role, now_ms());
         let mut identity = identity.map_err(Error::other)?;
-        let own = self.known.iter().find(|gateway| gateway.host == id);
+        let own = self.known.iter().find(|gateway| gateway.host == *id);
         if let Some(address) = own.and_then(|gateway| gateway.addresses.first()) {
             identity.listen = Some(address.parse().map_err(Error::other)?);
             identity.advertise = vec![address.clone()];
         }
-        identity.gateways = self.known.clone();
-        identity.gateways.retain(|gateway| gateway.host != id);
+        identity.gateways.clone_from(&self.known);
+        identity.gateways.retain(|gateway| gateway.host != *id);
         let authority = (role == Role::Gateway).then_some(&*self.authority);
         identity.save(&node.fabric_dir(), authority).map_err(Error::other)?;
         Ok(node)
@@ -239,7 +239,7 @@ impl World {
     ///
     /// # Errors
     /// It does not start, or is not seen.
-    pub fn add_member(&mut self, id: HostId) -> io::Result<()> {
+    pub fn add_member(&mut self, id: &HostId) -> io::Result<()> {
         let mut node = self.identify(id, Role::Member)?;
         node.up()?;
         self.members.push(node);

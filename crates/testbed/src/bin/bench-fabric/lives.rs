@@ -12,6 +12,7 @@ use kumo_abi::cluster::HostState;
 use kumo_testbed::bench::machine;
 use kumo_testbed::bench::stats::{Times, ms};
 use kumo_testbed::swarm::World;
+use kumo_testbed::swarm::node::Node;
 use rustix::process::Signal;
 
 use crate::{Effort, NAME};
@@ -31,8 +32,8 @@ fn id(name: &str) -> io::Result<HostId> {
 
 /// Everything about lives in one world.
 pub(crate) fn measure(world: &mut World, effort: Effort, kumo: &Path) -> io::Result<String> {
-    world.add_member(id("osaka/victim")?)?;
-    world.add_member(id("tokyo/victim")?)?;
+    world.add_member(&id("osaka/victim")?)?;
+    world.add_member(&id("tokyo/victim")?)?;
     let mut text = idle(world, effort)?;
     text += "\n### How soon a death is seen, with all of these hosts\n\n\
              | what happens | at a gateway of its site ms | at other gateways ms | at members ms | by all: median ms | by all: max ms |\n\
@@ -228,8 +229,8 @@ fn idle(world: &mut World, effort: Effort) -> io::Result<String> {
     std::thread::sleep(CALM);
     let gone = || Error::other("a process has ended");
     let workers: Vec<u32> = world.worker_pids().collect();
-    let gateways: Vec<u32> = world.gateways.iter().map(|node| node.pid()).collect();
-    let members: Vec<u32> = world.members.iter().map(|node| node.pid()).collect();
+    let gateways: Vec<u32> = world.gateways.iter().map(Node::pid).collect();
+    let members: Vec<u32> = world.members.iter().map(Node::pid).collect();
     let cpu = |pids: &[u32]| -> io::Result<Duration> {
         pids.iter().map(|pid| machine::cpu_time(*pid).ok_or_else(gone)).sum()
     };
