@@ -428,7 +428,7 @@ async fn follow(
         }
         loop {
             match changes.recv().await {
-                Ok(change) if concerns_links(&change.key) => break,
+                Ok(change) if concerns_links(&shared, &identity.load(), &change.key) => break,
                 Ok(_) => (),
                 Err(broadcast::error::RecvError::Lagged(_)) => break,
                 Err(broadcast::error::RecvError::Closed) => return,
@@ -437,8 +437,13 @@ async fn follow(
     }
 }
 
-fn concerns_links(key: &str) -> bool {
-    key.starts_with(EVICTED) || key.starts_with(CARDS)
+/// Whether a change is one of who is evicted, or may be one of who is a gateway. Cards of members come by
+/// the thousand, and looking at all cards for each of them would cost the square of that.
+fn concerns_links(shared: &Shared, identity: &Identity, key: &str) -> bool {
+    let Some(host) = key.strip_prefix(CARDS) else { return key.starts_with(EVICTED) };
+    let card = || serde_json::from_slice::<Card>(&shared.store.value(key)?).ok();
+    identity.gateways.iter().any(|gateway| gateway.host.to_string() == host)
+        || card().is_some_and(|card| card.role == Role::Gateway)
 }
 
 /// The gateways that cards tell of. One that has no card yet is kept: we were told of it when we joined.
