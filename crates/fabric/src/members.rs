@@ -119,9 +119,17 @@ pub struct Members {
     /// these a lost data centre of a thousand hosts is judged without looking at all of them for each.
     gateways: BTreeMap<DcName, BTreeSet<HostId>>,
     open: BTreeSet<HostId>,
+    /// When this host itself had last stood still.
+    stood_still_ms: Option<u64>,
 }
 
 impl Members {
+    /// Notes at `now_ms` that this host had stood still, frozen or without a processor: others lost it,
+    /// and it will find theirs gone. They get the time to show that those who fell silent have.
+    pub fn stood_still(&mut self, now_ms: u64) {
+        self.stood_still_ms = Some(now_ms);
+    }
+
     /// All hosts, in order.
     pub fn iter(&self) -> impl Iterator<Item = (&HostId, &Member)> {
         self.hosts.iter()
@@ -305,7 +313,8 @@ impl Members {
             .filter(gone)
             .map(|gateway| if gateway.is_ended() { GRACE_MS } else { SILENT_GRACE_MS })
             .max();
-        (HostState::Dead, vanished_ms + wait_ms.unwrap_or(GRACE_MS))
+        let ours_ms = self.stood_still_ms.filter(|at_ms| near(*at_ms)).map(|_| SILENT_GRACE_MS);
+        (HostState::Dead, vanished_ms + wait_ms.max(ours_ms).unwrap_or(GRACE_MS))
     }
 
     /// Of a host that was cut off and whose data centre can be reached again: it has time to show
@@ -421,6 +430,20 @@ mod tests {
             let grace_ms = if obituary { GRACE_MS } else { SILENT_GRACE_MS };
             assert!(late[0].0 <= 1_002 + grace_ms && late[0].0 >= 1_000 + grace_ms, "{late:?}");
             assert_eq!(state(&members, "tokyo/a"), HostState::Alive);
+        }
+    }
+
+    #[test]
+    fn who_stood_still_himself_gives_others_time() {
+        for stood_still in [false, true] {
+            let mut members = cluster();
+            if stood_still {
+                members.stood_still(990);
+            }
+            members.see(down("tokyo/a"), 1_000);
+            let grace_ms = if stood_still { SILENT_GRACE_MS } else { GRACE_MS };
+            let want = [(1_000 + grace_ms, "tokyo/a".to_owned(), HostState::Dead)];
+            assert_eq!(run(&mut members, 5_000), want);
         }
     }
 

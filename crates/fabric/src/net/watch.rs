@@ -6,7 +6,7 @@ use std::time::Duration;
 use kumo_abi::HostId;
 use kumo_abi::cluster::Role;
 use tokio::sync::{broadcast, mpsc};
-use tokio::time::sleep;
+use tokio::time::timeout;
 use zenoh::Session;
 use zenoh::liveliness::LivelinessToken;
 use zenoh::pubsub::Subscriber;
@@ -15,6 +15,15 @@ use zenoh::sample::{Sample, SampleKind};
 use crate::link::{How, LinkEnd};
 use crate::members::{Members, Seen};
 use crate::shared::Shared;
+
+/// It is looked so often, where nothing happens, whether this host itself stood still.
+const LOOK_MS: u64 = 1_000;
+
+/// A look that is late by so much means that it did: others may have taken it for dead.
+const STILL_MS: u64 = 700;
+
+/// Sightings that are taken in before others may ask for the members.
+const SIGHTINGS_MAX: usize = 1_000;
 
 /// What was seen, on its way to the rules.
 pub(crate) type Sightings = mpsc::UnboundedSender<Seen>;
@@ -82,30 +91,34 @@ pub(crate) async fn decide(
     mut seen: mpsc::UnboundedReceiver<Seen>,
     gateways: mpsc::UnboundedSender<HostId>,
 ) {
+    let mut looked_ms = shared.now_ms();
     loop {
         let next_ms = shared.members().next_ms();
-        let until = async {
-            match next_ms {
-                Some(at_ms) => {
-                    sleep(Duration::from_millis(at_ms.saturating_sub(shared.now_ms()))).await;
-                }
-                None => std::future::pending().await,
+        let look_ms = next_ms.unwrap_or(u64::MAX).min(looked_ms + LOOK_MS);
+        let wait = Duration::from_millis(look_ms.saturating_sub(shared.now_ms()));
+        let first = match timeout(wait, seen.recv()).await {
+            Ok(Some(first)) => Some(first),
+            Ok(None) => return,
+            Err(_) => None,
+        };
+        let now_ms = shared.now_ms();
+        let mut members = shared.members();
+        if now_ms > looked_ms + LOOK_MS + STILL_MS {
+            members.stood_still(now_ms);
+        }
+        looked_ms = now_ms;
+        let mut changes = Vec::new();
+        // All that has come at once: a lost data centre is judged once, not for each of its hosts.
+        let more = std::iter::from_fn(|| seen.try_recv().ok());
+        for sighting in first.into_iter().chain(more).take(SIGHTINGS_MAX) {
+            if let Seen::Up { host, role: Role::Gateway, .. } = &sighting {
+                // It fails when this node stops.
+                let _ = gateways.send(host.clone());
             }
-        };
-        let changes = tokio::select! {
-            biased;
-            seen = seen.recv() => match seen {
-                Some(seen) => {
-                    if let Seen::Up { host, role: Role::Gateway, .. } = &seen {
-                        // It fails when this node stops.
-                        let _ = gateways.send(host.clone());
-                    }
-                    see(&mut shared.members(), seen, &shared.me, shared.now_ms())
-                }
-                None => return,
-            },
-            () = until => shared.members().decide(shared.now_ms()),
-        };
+            changes.extend(see(&mut members, sighting, &shared.me, now_ms));
+        }
+        changes.extend(members.decide(now_ms));
+        drop(members);
         shared.announce(changes);
     }
 }
