@@ -608,7 +608,7 @@ impl Kill {
     }
 
     fn scope(&self) -> Scope {
-        Scope { hosts: self.hosts.clone(), wait: self.hosts_wait }
+        Scope { hosts: self.hosts.clone(), wait: Some(self.hosts_wait) }
     }
 }
 

@@ -17,9 +17,6 @@ use crate::scope::Scope;
 use crate::source::{NodeArgs, Source};
 use crate::units;
 
-/// How long nodes are waited for: links are read without any work, so only the way counts.
-const WAIT_MS: u64 = 2_000;
-
 /// Round trips from here on are slow even between continents, or a sign of a full line.
 const RTT_SLOW_US: u32 = 250_000;
 
@@ -35,10 +32,9 @@ pub struct Map {
     /// Draw with ASCII characters
     #[arg(long)]
     ascii: bool,
-    /// Wait this long for the nodes, in milliseconds
-    #[arg(long, value_name = "MS", default_value_t = WAIT_MS)]
-    #[arg(value_parser = clap::value_parser!(u64).range(10..=60_000))]
-    wait: u64,
+    /// Wait this long for the nodes, in milliseconds; at most 2000 without it
+    #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u64).range(10..=60_000))]
+    wait: Option<u64>,
     /// Which node.
     #[command(flatten)]
     pub at: NodeArgs,

@@ -100,7 +100,9 @@ pub fn run(args: &Up, out: &mut Output) -> Result<Exit, UpError> {
         ViewChoice::Always => true,
         ViewChoice::Never => false,
     };
-    let default_log = || EnvFilter::new(if view { "warn" } else { "info" });
+    // Zenoh warns of every attempt that fails; our links say once a minute why.
+    let level = if view { "warn" } else { "info" };
+    let default_log = || EnvFilter::new(format!("{level},zenoh=error"));
     tracing_subscriber::fmt()
         .with_env_filter(args.log.clone().unwrap_or_else(default_log))
         .with_writer(io::stderr)
@@ -130,7 +132,10 @@ fn once(
     }
     let collector = collector(&node);
     let hosts = match node.cluster() {
-        Some(cluster) => format!("; cluster {cluster}, {} hosts seen", node.hosts().len()),
+        Some(cluster) => match node.hosts().len() {
+            1 => format!("; cluster {cluster}, 1 host known"),
+            hosts => format!("; cluster {cluster}, {hosts} hosts known"),
+        },
         None => String::new(),
     };
     // Whoever started us with port 0 waits for this line.

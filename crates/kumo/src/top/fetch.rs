@@ -181,7 +181,9 @@ impl Fetcher {
         let rows = match (&self.scope, self.places.host(place)) {
             (Some(scope), Some(HostId { dc, host })) => {
                 let mut parameters = source::proc_parameters(text, SAME_READING);
-                source::push_parameter(&mut parameters, "wait_ms", &scope.wait.to_string());
+                if let Some(wait) = scope.wait {
+                    source::push_parameter(&mut parameters, "wait_ms", &wait.to_string());
+                }
                 let path = format!("/v2/hosts/{dc}/{host}/proc?{parameters}");
                 self.source.json::<Rows>(&Ask::get(path).that_waits(scope.wait()))?.rows
             }

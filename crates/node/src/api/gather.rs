@@ -10,12 +10,18 @@ use kumo_abi::cluster::{HostOutcome, Outcome};
 use kumo_abi::merge::Spoiled;
 use kumo_fabric::{Ask, Part};
 use tokio::sync::mpsc;
+use tokio::time::timeout_at;
 
+use super::scope::Wait;
 use crate::web::{Web, millis};
 
 /// Most bytes of answers that one gather holds: 300,000 processes with the columns of `ps` take about
 /// 100 MiB. Hosts whose answers do not fit are refused by name. Rows that are streamed are not held.
 pub const GATHER_BYTES_MAX: usize = 256 << 20;
+
+/// When nine of ten have an outcome, the others get four times as long as that took, but at least this:
+/// a reader of `/proc` measures CPU use for 200 ms at its first question.
+const REST_TIME_MIN: Duration = Duration::from_millis(500);
 
 /// Why the answer of a host is not used.
 const FULL: &str = "the answers of the others fill the memory there is for one question; ask for \
@@ -27,6 +33,10 @@ pub(super) struct Gather {
     outcomes: BTreeMap<HostId, Outcome>,
     parts: mpsc::Receiver<Part>,
     began: Instant,
+    /// Whether those who are late are given up before their time.
+    hurries: bool,
+    /// When they are.
+    until: Option<tokio::time::Instant>,
 }
 
 /// Who answered and who did not.
@@ -42,18 +52,32 @@ impl Gather {
         web: &Web,
         request: Bytes,
         hosts: Vec<HostId>,
-        wait: Duration,
+        wait: Wait,
         changes: bool,
     ) -> Gather {
         let asked = hosts.clone();
-        let ask = Ask { request, hosts, deadline: wait, merge: !changes, idempotent: !changes };
+        let deadline = wait.most;
+        let ask = Ask { request, hosts, deadline, merge: !changes, idempotent: !changes };
         let parts = web.gather(ask);
-        Gather { asked, outcomes: BTreeMap::new(), parts, began: Instant::now() }
+        let hurries = !wait.exact && !changes;
+        let (outcomes, began) = (BTreeMap::new(), Instant::now());
+        Gather { asked, outcomes, parts, began, hurries, until: None }
+    }
+
+    async fn part(&mut self) -> Option<Part> {
+        if self.hurries && self.until.is_none() {
+            let rest = rest(self.asked.len(), self.outcomes.len(), self.began.elapsed());
+            self.until = rest.map(|rest| tokio::time::Instant::now() + rest);
+        }
+        match self.until {
+            None => self.parts.recv().await,
+            Some(until) => timeout_at(until, self.parts.recv()).await.ok().flatten(),
+        }
     }
 
     /// The next answer; `None` when there are no more.
     pub(super) async fn next(&mut self) -> Option<Bytes> {
-        while let Some(Part { answer, outcomes }) = self.parts.recv().await {
+        while let Some(Part { answer, outcomes }) = self.part().await {
             self.outcomes.extend(outcomes.into_iter().map(|one| (one.id, one.outcome)));
             if answer.is_some() {
                 return answer;
@@ -66,7 +90,7 @@ impl Gather {
     pub(super) async fn all(&mut self) -> Vec<Bytes> {
         let mut answers = Vec::new();
         let mut bytes = 0;
-        while let Some(Part { answer, outcomes }) = self.parts.recv().await {
+        while let Some(Part { answer, outcomes }) = self.part().await {
             let fits =
                 answer.as_ref().is_none_or(|answer| bytes + answer.len() <= GATHER_BYTES_MAX);
             for HostOutcome { id, outcome } in outcomes {
@@ -117,6 +141,13 @@ impl Gather {
     }
 }
 
+/// How much longer those are waited for who have no outcome yet, when `told` of `asked` have one after
+/// `elapsed`; `None` when they have all their time.
+fn rest(asked: usize, told: usize, elapsed: Duration) -> Option<Duration> {
+    let is_most = asked.saturating_sub(told) * 10 <= asked;
+    is_most.then(|| (elapsed * 4).max(REST_TIME_MIN))
+}
+
 impl Tally {
     /// Refuses an answer of nobody. That nobody was meant is an answer.
     pub(super) fn check(&self) -> Result<(), Refused> {
@@ -153,6 +184,21 @@ mod tests {
     use super::*;
 
     #[test]
+    fn one_of_many_does_not_keep_all_waiting() {
+        let ms = Duration::from_millis;
+        let cases = [
+            ((1_000, 899, ms(90)), None),
+            ((1_000, 900, ms(90)), Some(REST_TIME_MIN)),
+            ((1_000, 950, ms(200)), Some(ms(800))),
+            ((3, 2, ms(5)), None),
+            ((10, 9, ms(5)), Some(REST_TIME_MIN)),
+        ];
+        for ((asked, told, elapsed), want) in cases {
+            assert_eq!(rest(asked, told, elapsed), want, "{told} of {asked} after {elapsed:?}");
+        }
+    }
+
+    #[test]
     fn nobody_is_forgotten() {
         let id = |name: &str| -> HostId { format!("tokyo/{name}").parse().expect("a host") };
         let (_tell, parts) = mpsc::channel(1);
@@ -163,6 +209,8 @@ mod tests {
             outcomes: [answered("a"), answered("b"), answered("c"), (id("d"), dead.clone())].into(),
             parts,
             began: Instant::now(),
+            hurries: true,
+            until: None,
         };
         let spoiled = Spoiled {
             dc: Some(id("b").dc),

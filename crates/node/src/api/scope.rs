@@ -11,12 +11,22 @@ use kumo_abi::{DcName, Filter, HostId};
 /// The parameters that say so.
 pub(super) const PARAMETERS: &[&str] = &["dc", "where", "wait_ms"];
 
-/// How long hosts are waited for unless said otherwise: a person at a terminal still waits.
-const WAIT_DEFAULT: Duration = Duration::from_secs(2);
+/// How long hosts are waited for unless said otherwise: a person at a terminal still waits. When most have
+/// answered, the few others are given up before.
+const WAIT_DEFAULT: Wait = Wait { most: Duration::from_secs(2), exact: false };
 
 /// The shortest and longest wait, in milliseconds. Less than a round trip across the world makes no
 /// sense, and neither does more than a client waits for a silent server.
 const WAIT_MS: std::ops::RangeInclusive<u64> = 10..=60_000;
+
+/// How long hosts are waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Wait {
+    /// At most.
+    pub(super) most: Duration,
+    /// Whether each gets all of it, however many have answered.
+    pub(super) exact: bool,
+}
 
 /// Which hosts, and how long.
 #[derive(Debug)]
@@ -24,7 +34,7 @@ pub(super) struct Scope {
     dcs: Option<Vec<DcName>>,
     condition: Option<Filter>,
     /// How long hosts are waited for.
-    pub(super) wait: Duration,
+    pub(super) wait: Wait,
 }
 
 impl Scope {
@@ -77,9 +87,10 @@ fn parse_condition(text: &str) -> Result<Filter, Refused> {
     Filter::compile(text, &HOSTS).map_err(|error| Refused::bad_request(format!("where: {error}")))
 }
 
-fn parse_wait(text: &str) -> Result<Duration, Refused> {
+fn parse_wait(text: &str) -> Result<Wait, Refused> {
     let number = text.parse::<u64>().ok().filter(|wait_ms| WAIT_MS.contains(wait_ms));
-    number.map(Duration::from_millis).ok_or_else(|| {
+    let wait = number.map(|most| Wait { most: Duration::from_millis(most), exact: true });
+    wait.ok_or_else(|| {
         let (least, most) = (WAIT_MS.start(), WAIT_MS.end());
         let text = text.escape_debug();
         Refused::bad_request(format!("wait_ms `{text}` is no number from {least} to {most}"))
