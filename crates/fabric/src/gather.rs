@@ -116,6 +116,12 @@ impl Waiting {
         self.hosts.remove(host)
     }
 
+    /// Whether all of `hosts` are open, and none is named twice.
+    pub(crate) fn may_settle<'h>(&self, hosts: impl Iterator<Item = &'h HostId>) -> bool {
+        let mut named = BTreeSet::new();
+        hosts.into_iter().all(|host| self.hosts.contains(host) && named.insert(host))
+    }
+
     /// Those who are open.
     pub(crate) fn hosts(&self) -> impl Iterator<Item = &HostId> {
         self.hosts.iter()
@@ -179,6 +185,10 @@ mod tests {
     #[test]
     fn only_the_first_outcome_counts() {
         let mut waiting = Waiting::new([host("tokyo/a"), host("tokyo/b")]);
+        let (a, b, c) = (host("tokyo/a"), host("tokyo/b"), host("tokyo/c"));
+        assert!(waiting.may_settle([&a, &b].into_iter()));
+        assert!(!waiting.may_settle([&a, &c].into_iter()), "nobody asked it");
+        assert!(!waiting.may_settle([&a, &a].into_iter()), "twice");
         assert!(waiting.settle(&host("tokyo/a")));
         assert!(!waiting.settle(&host("tokyo/a")));
         assert!(!waiting.settle(&host("tokyo/c")), "nobody asked it");

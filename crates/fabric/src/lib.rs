@@ -24,7 +24,7 @@ pub mod token;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use kumo_abi::HostId;
@@ -41,7 +41,7 @@ use self::join::{Desk, registry};
 use self::link::{LinkError, Links};
 use self::net::{Keys, sync, watch};
 pub use self::shared::HostEvent;
-use self::shared::{CARDS, Shared, card_key};
+use self::shared::{CARDS, Shared, card_key, left_key, wall_ms};
 use self::store::{Store, StoreError};
 use self::token::{Token, TokenAsk, TokenError};
 
@@ -133,7 +133,7 @@ impl Fabric {
             Some(dir) => {
                 (Store::open(&dir.join("store.redb"), me.clone())?, next_incarnation(dir)?)
             }
-            None => (Store::in_memory(me.clone()), now_ms()),
+            None => (Store::in_memory(me.clone()), wall_ms()),
         };
         let store = Arc::new(store);
         let identity = Arc::new(ArcSwap::from_pointee(identity));
@@ -155,27 +155,27 @@ impl Fabric {
         let (sightings, seen) = mpsc::unbounded_channel();
         let (incoming, taking) = sync::start(&shared);
         let (came, coming) = mpsc::unbounded_channel();
-        tasks.spawn(taking);
-        tasks.spawn(watch::decide(Arc::clone(&shared), seen, came));
-        tasks.spawn(watch::tell_ends(Arc::clone(&shared), links.ends(), sightings.clone()));
-        tasks.spawn(sync::tell_changes(Arc::clone(&shared), store.changes()));
-        tasks.spawn(sync::compare(Arc::clone(&shared), incoming.clone(), coming));
-        tasks.spawn(flush(Arc::clone(&store)));
-        tasks.spawn(follow(
+        tasks.spawn(part(taking));
+        tasks.spawn(part(watch::decide(Arc::clone(&shared), seen, came)));
+        tasks.spawn(part(watch::tell_ends(Arc::clone(&shared), links.ends(), sightings.clone())));
+        tasks.spawn(part(sync::tell_changes(Arc::clone(&shared), store.changes())));
+        tasks.spawn(part(sync::compare(Arc::clone(&shared), incoming.clone(), coming)));
+        tasks.spawn(part(flush(Arc::clone(&store))));
+        tasks.spawn(part(follow(
             Arc::clone(&shared),
             Arc::clone(&identity),
             Arc::clone(&links),
             state_dir.clone(),
-        ));
+        )));
         if role == Role::Member {
-            tasks.spawn(go_home(Arc::clone(&links)));
+            tasks.spawn(part(go_home(Arc::clone(&links))));
         }
         if let Some(dir) = state_dir {
-            tasks.spawn(renew(Arc::clone(&identity), Arc::clone(&links), dir, desk));
+            tasks.spawn(part(renew(Arc::clone(&identity), Arc::clone(&links), dir, desk)));
         }
         // After `tell_changes` listens: what is put now, others hear of when there is a session.
         put_card(&store, &me, &card)?;
-        tasks.spawn(connect(Arc::clone(&shared), Arc::clone(&links), sightings, incoming));
+        tasks.spawn(part(connect(Arc::clone(&shared), Arc::clone(&links), sightings, incoming)));
         let tasks = Mutex::new(tasks);
         let links = ArcSwapOption::from(Some(links));
         Ok(Fabric { parts: Arc::new(Parts { shared, identity, links, tasks }) })
@@ -228,12 +228,12 @@ impl Fabric {
             return Err(EvictError::Myself);
         }
         if !self.hosts().iter().any(|info| info.id == *host)
-            && !registry::is_known(self.store(), host, now_ms())
+            && !registry::is_known(self.store(), host, wall_ms())
         {
             return Err(EvictError::Unknown(host.clone()));
         }
         let (host, store) = (host.clone(), Arc::clone(self.store()));
-        let evicting = spawn_blocking(move || registry::evict(&store, &host, now_ms()));
+        let evicting = spawn_blocking(move || registry::evict(&store, &host, wall_ms()));
         Ok(evicting.await.map_err(EvictError::Ended)??)
     }
 
@@ -243,7 +243,7 @@ impl Fabric {
     /// See [`TokenError`].
     pub async fn token(&self, ask: TokenAsk) -> Result<Token, TokenError> {
         let (store, identity) = (Arc::clone(self.store()), self.identity());
-        let making = spawn_blocking(move || token::create(&store, &identity, &ask, now_ms()));
+        let making = spawn_blocking(move || token::create(&store, &identity, &ask, wall_ms()));
         // A panic of ours goes on here.
         making.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
     }
@@ -251,6 +251,9 @@ impl Fabric {
     /// Says good-bye and stops taking part.
     pub async fn close(&self) {
         let shared = &self.parts.shared;
+        if timeout(BYE_TIME_MAX, note_leaving(shared)).await.is_err() {
+            tracing::debug!("the others could not be told in time that this node stops");
+        }
         if let Some(session) = shared.session() {
             let bye = session.put(shared.keys.bye(&shared.me, shared.incarnation), Vec::new());
             if timeout(BYE_TIME_MAX, async { bye.express(true).await }).await.is_err() {
@@ -305,26 +308,54 @@ fn desk(
     Ok(Arc::new(desk))
 }
 
-/// Milliseconds since the Unix epoch.
-fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
-}
-
 /// A number for this start that is greater than that of every start before, also when the clock was
 /// set back meanwhile.
 fn next_incarnation(dir: &Path) -> Result<u64, OpenError> {
     let path = dir.join("incarnation");
     let last = std::fs::read_to_string(&path).ok().and_then(|text| text.trim().parse::<u64>().ok());
-    let next = now_ms().max(last.map_or(0, |last| last + 1));
+    let next = wall_ms().max(last.map_or(0, |last| last + 1));
     match std::fs::write(&path, format!("{next}\n")) {
         Ok(()) => Ok(next),
         Err(source) => Err(OpenError::File { path, source }),
     }
 }
 
-/// Puts our card where all can see it, if it is not there already.
+/// A part of the fabric that runs until the end. If it panics that is a bug of ours, and what this node
+/// believes of the others grows old: it is said loudly.
+async fn part(work: impl Future<Output = ()>) {
+    struct Running;
+    impl Drop for Running {
+        fn drop(&mut self) {
+            if std::thread::panicking() {
+                tracing::error!(
+                    "a part of the fabric failed: what this node knows of others grows old; restart it"
+                );
+            }
+        }
+    }
+    let _running = Running;
+    work.await;
+}
+
+/// Writes down for all that this node says good-bye, for those who start later.
+async fn note_leaving(shared: &Arc<Shared>) {
+    let (store, key) = (Arc::clone(&shared.store), left_key(&shared.me));
+    let noting = spawn_blocking(move || {
+        let noted = store.put(&key, wall_ms().to_string().into_bytes());
+        (store.entry(&key).map(|entry| (key, entry)), noted)
+    });
+    match noting.await {
+        Ok((Some(entry), Ok(()))) => sync::tell(shared, vec![entry]).await,
+        Ok((_, Err(error))) => tracing::warn!("that this node stops could not be noted: {error}"),
+        Ok((None, Ok(()))) | Err(_) => (),
+    }
+}
+
+/// Puts our card where all can see it, if it is not there already, and takes back that we have left.
 fn put_card(store: &Store, me: &HostId, card: &Card) -> Result<(), StoreError> {
+    if store.value(&left_key(me)).is_some() {
+        store.remove(&left_key(me))?;
+    }
     let key = card_key(me);
     let bytes = serde_json::to_vec(card).unwrap_or_default();
     if store.value(&key).as_ref() == Some(&bytes) {
@@ -420,9 +451,9 @@ async fn follow(
             {
                 tracing::error!("the list of gateways could not be written: {error}");
             }
-            let next = Arc::new(Identity { gateways, ..(*now).clone() });
-            identity.store(Arc::clone(&next));
-            if let Err(error) = links.set_identity(next) {
+            // The certificate may have been renewed meanwhile: only these change.
+            identity.rcu(|now| Identity { gateways: gateways.clone(), ..Identity::clone(now) });
+            if let Err(error) = links.set_identity(identity.load_full()) {
                 tracing::error!("the list of gateways could not be used: {error}");
             }
         }
@@ -493,7 +524,7 @@ async fn renew(
             let _ = spawn_blocking(move || desk.sweep()).await;
         }
         let now = identity.load_full();
-        if !now.peer().is_ok_and(|own| own.wants_renewal(now_ms())) {
+        if !now.peer().is_ok_and(|own| own.wants_renewal(wall_ms())) {
             continue;
         }
         let renewed = match renew_by(desk.as_ref(), &now, &dir).await {
@@ -505,8 +536,13 @@ async fn renew(
             }
         };
         tracing::info!("the certificate of this host was renewed");
-        identity.store(Arc::clone(&renewed));
-        if let Err(error) = links.set_identity(renewed) {
+        // Gateways may have become known meanwhile: only these two change.
+        identity.rcu(|now| Identity {
+            certificate: renewed.certificate.clone(),
+            key: renewed.key.clone_key(),
+            ..Identity::clone(now)
+        });
+        if let Err(error) = links.set_identity(identity.load_full()) {
             tracing::error!("the new certificate of this host could not be used: {error}");
         }
     }

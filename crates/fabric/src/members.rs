@@ -145,6 +145,12 @@ impl Members {
         self.gateway_members(dc).filter(|(_, member)| member.is_present()).map(|(id, _)| id)
     }
 
+    /// Since when the data centre can be reached as it can now: when the last of its gateways came.
+    pub fn reachable_since_ms(&self, dc: &DcName) -> Option<u64> {
+        let came = self.gateways(dc).filter_map(|id| Some(self.hosts.get(id)?.came_ms));
+        came.max()
+    }
+
     fn gateway_members<'a>(
         &'a self,
         dc: &'a DcName,

@@ -1,8 +1,9 @@
 //! What the parts of a running fabric share.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwapOption;
 use kumo_abi::cluster::{Card, HostInfo, HostState, Role};
@@ -14,7 +15,7 @@ use zenoh::Session;
 
 use crate::ask::Answerer;
 use crate::gather::Standing;
-use crate::members::{Change, Members};
+use crate::members::{Change, Members, SILENT_GRACE_MS};
 use crate::net::Keys;
 use crate::net::answer::{ANSWERS_MAX, RELAYS_MAX};
 use crate::store::Store;
@@ -37,6 +38,18 @@ pub struct HostEvent {
 /// The key of a host's card in the store.
 pub(crate) fn card_key(host: &HostId) -> String {
     format!("{CARDS}{host}")
+}
+
+/// The key under which a host that said good-bye says when, in milliseconds since the Unix epoch: nodes
+/// that start later must not take it for dead.
+pub(crate) fn left_key(host: &HostId) -> String {
+    format!("left/{host}")
+}
+
+/// Milliseconds since the Unix epoch.
+pub(crate) fn wall_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// The prefix of all cards' keys.
@@ -131,7 +144,8 @@ impl Shared {
             Some(member) if member.state == HostState::Alive => Standing::Present,
             Some(member) => Standing::Gone(member.state, now_ms.saturating_sub(member.since_ms)),
             None if self.store.value(&card_key(host)).is_some() => {
-                Standing::Gone(unseen(&members, &host.dc), now_ms)
+                let (state, for_ms) = self.unseen(&members, host, now_ms);
+                Standing::Gone(state, for_ms)
             }
             None => Standing::Unknown,
         }
@@ -163,15 +177,13 @@ impl Shared {
     /// All hosts: those that were seen, and those that only have a card.
     pub(crate) fn hosts(&self) -> Vec<HostInfo> {
         let now_ms = self.now_ms();
-        let mut cards: std::collections::BTreeMap<HostId, Card> = self
-            .store
-            .with_prefix(CARDS)
-            .into_iter()
-            .filter_map(|(key, card)| {
-                let id = key.strip_prefix(CARDS)?.parse().ok()?;
-                Some((id, serde_json::from_slice(&card).ok()?))
-            })
-            .collect();
+        // One of a newer version may not be understood; its host is there all the same.
+        let card = |(key, card): (String, Vec<u8>)| {
+            let id: HostId = key.strip_prefix(CARDS)?.parse().ok()?;
+            Some((id, serde_json::from_slice::<Card>(&card).ok()))
+        };
+        let mut cards: BTreeMap<HostId, Option<Card>> =
+            self.store.with_prefix(CARDS).into_iter().filter_map(card).collect();
         let members = self.members();
         let mut hosts: Vec<HostInfo> = members
             .iter()
@@ -180,26 +192,32 @@ impl Shared {
                 state: member.state,
                 state_ms: now_ms.saturating_sub(member.since_ms),
                 incarnation: Some(member.incarnation),
-                card: cards.remove(id),
+                card: cards.remove(id).flatten(),
             })
             .filter(|info| !self.is_forgotten(info))
             .collect();
-        hosts.extend(cards.into_iter().map(|(id, card)| HostInfo {
-            state: if id == self.me { HostState::Alive } else { unseen(&members, &id.dc) },
-            state_ms: now_ms,
-            incarnation: (id == self.me).then_some(self.incarnation),
-            id,
-            card: Some(card),
+        hosts.extend(cards.into_iter().map(|(id, card)| {
+            let (state, state_ms) = self.unseen(&members, &id, now_ms);
+            let incarnation = (id == self.me).then_some(self.incarnation);
+            HostInfo { state, state_ms, incarnation, id, card }
         }));
         hosts.sort_by(|a, b| a.id.cmp(&b.id));
         hosts
     }
-}
 
-/// What a host is that has a card and was never seen alive by this node.
-fn unseen(members: &Members, dc: &DcName) -> HostState {
-    match members.gateways(dc).next() {
-        Some(_) => HostState::Dead,
-        None => HostState::CutOff,
+    /// What a host is that has a card and whose token this node has not seen, and for how long at least.
+    /// Right after a data centre was reached its hosts' tokens may still be on their way.
+    fn unseen(&self, members: &Members, host: &HostId, now_ms: u64) -> (HostState, u64) {
+        if *host == self.me {
+            return (HostState::Alive, now_ms);
+        }
+        if let Some(left) = self.store.value(&left_key(host)) {
+            let at_ms = std::str::from_utf8(&left).ok().and_then(|text| text.parse().ok());
+            return (HostState::Left, wall_ms().saturating_sub(at_ms.unwrap_or(u64::MAX)));
+        }
+        match members.reachable_since_ms(&host.dc) {
+            Some(since_ms) if since_ms + SILENT_GRACE_MS <= now_ms => (HostState::Dead, now_ms),
+            _ => (HostState::CutOff, now_ms),
+        }
     }
 }

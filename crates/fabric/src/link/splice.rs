@@ -82,12 +82,12 @@ where
                 return Poll::Ready(match end {
                     End::Source(None) => Ended::Remote,
                     End::Source(Some(error)) => remote_error(&error),
-                    End::Sink => Ended::Local,
+                    End::Sink(_) => Ended::Local,
                 });
             }
             match outward.poll(cx, local, remote, &traffic.sent_bytes) {
                 Poll::Ready(End::Source(_)) => return Poll::Ready(Ended::Local),
-                Poll::Ready(End::Sink) => return Poll::Ready(Ended::RemoteAbrupt),
+                Poll::Ready(End::Sink(error)) => return Poll::Ready(remote_error(&error)),
                 Poll::Pending => {}
             }
             if outward.left.is_empty() {
@@ -147,7 +147,7 @@ enum End {
     /// Its source, with an error or by its own will. All that came from it was passed on.
     Source(Option<io::Error>),
     /// Its sink takes no more.
-    Sink,
+    Sink(io::Error),
 }
 
 /// What one direction still has to pass on.
@@ -171,8 +171,8 @@ impl Direction {
         S: AsyncRead + Unpin,
         D: AsyncWrite + Unpin,
     {
-        if ready!(self.poll_left(cx, sink, count)).is_err() {
-            return Poll::Ready(End::Sink);
+        if let Err(error) = ready!(self.poll_left(cx, sink, count)) {
+            return Poll::Ready(End::Sink(error));
         }
         SCRATCH.with_borrow_mut(|scratch| {
             // Sockets give the thread back after some rounds, by the budget of the runtime.
@@ -188,7 +188,7 @@ impl Direction {
                         if self.flush {
                             match ready!(Pin::new(&mut *sink).poll_flush(cx)) {
                                 Ok(()) => self.flush = false,
-                                Err(_) => return Poll::Ready(End::Sink),
+                                Err(error) => return Poll::Ready(End::Sink(error)),
                             }
                         }
                         return Poll::Pending;
@@ -202,7 +202,10 @@ impl Direction {
                             count.fetch_add(len as u64, Ordering::Relaxed);
                             bytes = &bytes[len..];
                         }
-                        Poll::Ready(_) => return Poll::Ready(End::Sink),
+                        Poll::Ready(Ok(_)) => {
+                            return Poll::Ready(End::Sink(io::ErrorKind::WriteZero.into()));
+                        }
+                        Poll::Ready(Err(error)) => return Poll::Ready(End::Sink(error)),
                         Poll::Pending => {
                             self.left.extend_from_slice(bytes);
                             return Poll::Pending;

@@ -21,6 +21,9 @@ pub(crate) const ANSWERS_MAX: usize = 256;
 /// Questions that a gateway asks for others at once.
 pub(crate) const RELAYS_MAX: usize = 64;
 
+/// Longest time that a gateway waits for others, whatever it was asked.
+const RELAY_TIME_MAX: Duration = Duration::from_secs(60);
+
 /// Answers wait so long at a gateway for others to be merged with: at first, and at most. The first
 /// rows leave soon; then fewer and larger parts do.
 const MERGE_TIME: (Duration, Duration) = (Duration::from_millis(15), Duration::from_millis(240));
@@ -158,7 +161,7 @@ async fn relay(shared: Arc<Shared>, query: Query) {
     let ask = Ask {
         request: request.clone(),
         hosts,
-        deadline: Duration::from_millis(head.deadline_ms),
+        deadline: Duration::from_millis(head.deadline_ms).min(RELAY_TIME_MAX),
         merge: false,
         idempotent: head.idempotent,
     };

@@ -64,7 +64,6 @@ pub(crate) fn gather(shared: &Arc<Shared>, ask: Ask) -> mpsc::Receiver<Part> {
 
 async fn run(shared: Arc<Shared>, ask: Ask, parts: mpsc::Sender<Part>) {
     let began = Instant::now();
-    // Before the plan is made: no change is missed.
     let events = shared.events.subscribe();
     let plan = gather::plan(
         &ask.hosts,
@@ -197,6 +196,7 @@ async fn direct(
             break;
         }
     }
+    question.tell_gone(&mut waiting).await;
     question.tell_silent(&mut waiting).await;
 }
 
@@ -208,6 +208,8 @@ async fn ask_until_end(
     events: &mut broadcast::Receiver<HostEvent>,
 ) {
     let keys = &question.shared.keys;
+    // What happened before `events` began.
+    question.tell_gone(waiting).await;
     while !waiting.is_over() {
         tokio::select! {
             biased;
@@ -313,6 +315,7 @@ async fn relay(
         }
         question.tell_gone(&mut waiting).await;
     }
+    question.tell_gone(&mut waiting).await;
     question.tell_silent(&mut waiting).await;
 }
 
@@ -364,13 +367,15 @@ async fn by_gateway(question: &Question, gateway: &HostId, waiting: &mut Waiting
             return;
         };
         // All or none: an answer that is merged cannot be taken apart.
-        if outcomes.iter().all(|one| waiting.settle(&one.id)) {
-            if !outcomes.is_empty() {
-                question.tell(answer, outcomes).await;
-            }
-        } else {
+        if !waiting.may_settle(outcomes.iter().map(|one| &one.id)) {
             tracing::warn!("gateway {gateway} told of hosts that it was not asked about");
             return;
+        }
+        for one in &outcomes {
+            waiting.settle(&one.id);
+        }
+        if !outcomes.is_empty() {
+            question.tell(answer, outcomes).await;
         }
     }
 }

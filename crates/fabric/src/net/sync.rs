@@ -171,7 +171,8 @@ pub(crate) async fn tell_changes(shared: Arc<Shared>, mut changes: broadcast::Re
     }
 }
 
-async fn tell(shared: &Arc<Shared>, entries: Vec<(String, Entry)>) {
+/// Tells all of these entries.
+pub(crate) async fn tell(shared: &Arc<Shared>, entries: Vec<(String, Entry)>) {
     let Some(session) = shared.session() else { return };
     for entries in entries.chunks(ENTRIES_MAX) {
         let Ok(bytes) = postcard::to_allocvec(entries) else { return };
