@@ -23,10 +23,6 @@ use crate::chain;
 /// one address and few cores.
 const JOINING_MAX: usize = 32;
 
-/// Threads that tables are read on. Each host has as many for itself in truth; here all share the
-/// cores, and more threads would only stand in each other's way.
-const BLOCKING_THREADS_MAX: usize = 8;
-
 /// Longest wait until each host sees all others.
 const SETTLE_MAX: Duration = Duration::from_secs(300);
 
@@ -80,11 +76,7 @@ pub(super) struct Done {
 /// # Errors
 /// Standard input or output are broken, or no runtime can be started.
 pub fn run() -> io::Result<()> {
-    let runtime = Builder::new_multi_thread()
-        .worker_threads(2)
-        .max_blocking_threads(BLOCKING_THREADS_MAX)
-        .enable_all()
-        .build()?;
+    let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let mut hosts = BTreeMap::new();
     let (stop, stopping) = watch::channel(false);
     for line in io::stdin().lock().lines() {
