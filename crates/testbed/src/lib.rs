@@ -16,6 +16,7 @@ mod crowd;
 mod helper;
 mod host;
 pub mod net;
+mod pace;
 mod program;
 pub mod role;
 pub mod sim;
@@ -26,6 +27,7 @@ use std::error::Error;
 
 pub use api::{Answer, request};
 pub use crowd::{Crowd, Mix, crowd_arguments};
+pub use pace::{LATE_MAX, Pace};
 pub use program::{check as check_program, kumo_beside, kumo_for_tests};
 pub use zoo::{Animal, Zoo};
 

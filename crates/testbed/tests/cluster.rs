@@ -1,22 +1,26 @@
 //! Real nodes on real networks, and what happens to them.
 //!
-//! Times are measured and printed. What is asserted are ten times the promises: a busy machine makes
-//! a process wait, and that is no fault of the process.
+//! Times are measured and printed, with what is promised, but none is asserted: a busy machine makes a
+//! process wait, and that is no fault of the process. Nobody who lives may be shown dead; a run in
+//! which the machine kept processes waiting for too long says nothing of that and is done again.
 
 #![expect(clippy::unwrap_used, reason = "a test may fail where it likes")]
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use kumo_abi::HostId;
 use kumo_abi::cluster::HostState;
-use kumo_testbed::cluster::Cluster;
-use kumo_testbed::net::{Way, unavailable};
+use kumo_testbed::Pace;
+use kumo_testbed::cluster::{Cluster, View};
+use kumo_testbed::net::{Way, has_loss_for_tests, is_there_for_tests};
 use serde_json::Value;
 
-/// How much longer than promised things may take here.
-const SLACK: u32 = 10;
+/// So often a test is done that cannot be judged. After that it has said nothing, and says so.
+const TRIES_MAX: usize = 3;
 
 /// A killed node is shown dead everywhere.
 const KILLED_MAX: Duration = Duration::from_millis(100);
@@ -29,8 +33,7 @@ const CUT_MAX: Duration = Duration::from_secs(2);
 
 /// A cluster, or `None` with a message where none can be made.
 fn cluster(dcs: usize, hosts: usize, gateways: usize) -> Option<Cluster> {
-    if let Some(why) = unavailable() {
-        eprintln!("skipped: no network namespaces here: {why}");
+    if !is_there_for_tests() {
         return None;
     }
     let began = Instant::now();
@@ -52,8 +55,7 @@ fn others(cluster: &Cluster, but: &[&HostId]) -> Vec<HostId> {
     cluster.ids().filter(|id| !but.contains(id)).cloned().collect()
 }
 
-/// Waits until all of `observers` show `of` as one of `states`; prints how long that took, and
-/// asserts [`SLACK`] times the promise.
+/// Waits until all of `observers` show `of` as one of `states`; prints how long that took.
 fn until_shown(
     cluster: &Cluster,
     observers: &[HostId],
@@ -67,14 +69,12 @@ fn until_shown(
         observers.iter().all(|at| cluster.state(at, of).is_some_and(|now| states.contains(&now)))
     });
     println!("{what} after {took:?} (promised: {promise:?})");
-    assert!(took < promise * SLACK, "{what} after {took:?}\n{}", cluster.views());
 }
 
 fn until_all_alive(cluster: &Cluster, promise: Duration) {
     let what = "every node sees every other alive";
     let took = cluster.until(what, |cluster| cluster.ids().all(|at| cluster.sees_all_alive(at)));
     println!("{what} after {took:?} (promised: {promise:?})");
-    assert!(took < promise * SLACK, "{what} after {took:?}");
 }
 
 const DEAD: &[HostState] = &[HostState::Dead];
@@ -141,10 +141,79 @@ fn a_frozen_or_unplugged_member_is_dead_until_it_is_back() {
     until_all_alive(&cluster, CUT_MAX);
 
     // It still hears all others, and nobody hears it.
+    if !has_loss_for_tests() {
+        return;
+    }
     cluster.lose(&gone, Way::Out, 100).unwrap();
     until_shown(&cluster, &observers, &gone, DEAD, FROZEN_MAX);
     cluster.heal(&gone).unwrap();
     until_all_alive(&cluster, CUT_MAX);
+}
+
+/// Asks nodes the whole time whether they show anybody dead or cut off who is neither.
+struct Watch {
+    stop: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<Vec<String>>>,
+    pace: Pace,
+}
+
+impl Watch {
+    fn start(cluster: &Cluster, observers: &[HostId], gone: &HostId) -> Watch {
+        let stop = Arc::new(AtomicBool::new(false));
+        let watch = |at: &HostId| {
+            let (at, gone, stop) = (at.clone(), gone.clone(), Arc::clone(&stop));
+            let socket = cluster.socket(&at).unwrap();
+            std::thread::spawn(move || {
+                let mut wrong = BTreeSet::new();
+                while !stop.load(Ordering::Relaxed) {
+                    let wait = Duration::from_secs(10);
+                    let Ok(answer) = kumo_testbed::request(&socket, "GET", "/v2/hosts", "", wait)
+                    else {
+                        wrong.insert(format!("{at} does not answer"));
+                        break;
+                    };
+                    let view: View = serde_json::from_slice(&answer.body).unwrap();
+                    wrong.extend(not_alive(&at, &view, &gone));
+                    // Not to wait for something, but to leave the machine to the nodes.
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                wrong.into_iter().collect()
+            })
+        };
+        let threads = observers.iter().map(watch).collect();
+        Watch { stop, threads, pace: Pace::new() }
+    }
+
+    /// What nobody should have been shown as; `None` when that says nothing.
+    fn end(self) -> Option<Vec<String>> {
+        self.stop.store(true, Ordering::Relaxed);
+        let wrong = self.threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect();
+        self.pace.can_judge().then_some(wrong)
+    }
+}
+
+/// Who but `gone` is not alive in a view.
+fn not_alive(at: &HostId, view: &View, gone: &HostId) -> Vec<String> {
+    let others = view.hosts.iter().filter(|host| host.id != *gone);
+    let wrong = others.filter(|host| host.state != HostState::Alive);
+    wrong.map(|host| format!("{at} shows {} {}", host.id, host.state.name())).collect()
+}
+
+/// With whom a node has links.
+fn peers(cluster: &Cluster, at: &HostId) -> Vec<String> {
+    let links: Value = cluster.get_json(at, "/v2/links").unwrap();
+    let links = links["links"].as_array().unwrap();
+    let peer =
+        |link: &Value| format!("{}/{}", text(&link["peer"]["dc"]), text(&link["peer"]["host"]));
+    links.iter().map(peer).collect()
+}
+
+/// Does something until it can be judged; it returns what was wrong, or `None` when that says nothing.
+fn judged(mut once: impl FnMut() -> Option<Vec<String>>) {
+    match (0..TRIES_MAX).find_map(|_| once()) {
+        Some(wrong) => assert_eq!(wrong, Vec::<String>::new()),
+        None => println!("not judged: this machine is too busy"),
+    }
 }
 
 #[test]
@@ -152,75 +221,76 @@ fn a_killed_gateway_kills_nobody_else() {
     let Some(mut cluster) = cluster(2, 4, 2) else { return };
     let gone = host("osaka/a");
     let observers = others(&cluster, &[&gone]);
-    let stop = AtomicBool::new(false);
-    let mut killed = Duration::ZERO;
-    // Every node is asked the whole time whether it shows anybody else dead.
-    let wrong: Vec<String> = std::thread::scope(|scope| {
-        let sockets: Vec<_> =
-            observers.iter().map(|at| (at.clone(), cluster.socket(at).unwrap())).collect();
-        let (stop, gone) = (&stop, &gone);
-        let watchers: Vec<_> = sockets
-            .into_iter()
-            .map(|(at, socket)| {
-                scope.spawn(move || {
-                    let mut wrong = Vec::new();
-                    let wait = Duration::from_secs(10);
-                    while !stop.load(Ordering::Relaxed) {
-                        let answer = kumo_testbed::request(&socket, "GET", "/v2/hosts", "", wait);
-                        let view: kumo_testbed::cluster::View =
-                            serde_json::from_slice(&answer.unwrap().body).unwrap();
-                        let dead = view
-                            .hosts
-                            .iter()
-                            .filter(|host| host.id != *gone && host.state != HostState::Alive);
-                        wrong.extend(
-                            dead.map(|host| {
-                                format!("{at} showed {} {}", host.id, host.state.name())
-                            }),
-                        );
-                        std::thread::sleep(Duration::from_millis(1));
-                    }
-                    wrong
-                })
-            })
-            .collect();
-        let began = Instant::now();
-        cluster.kill(gone).unwrap();
-        let what = "the killed gateway is shown dead by all";
-        let shown = cluster.wait(what, |cluster| {
-            observers.iter().all(|at| cluster.state(at, gone) == Some(HostState::Dead))
-        });
-        killed = began.elapsed();
+    judged(|| {
+        let watch = Watch::start(&cluster, &observers, &gone);
+        cluster.kill(&gone).unwrap();
+        until_shown(&cluster, &observers, &gone, DEAD, KILLED_MAX);
         // Its hosts have moved to the other gateway when that has a link with each.
-        let moved = shown.and_then(|_| {
-            cluster.wait("its hosts have moved to the other gateway", |cluster| {
-                let links: Value = cluster.get_json(&host("osaka/b"), "/v2/links").unwrap();
-                let peers: Vec<&str> = links["links"]
-                    .as_array()
-                    .unwrap()
-                    .iter()
-                    .filter(|link| link["dc"] == "osaka" || link["peer"]["dc"] == "osaka")
-                    .map(|link| text(&link["peer"]["host"]))
-                    .collect();
-                ["c", "d"].iter().all(|member| peers.contains(member))
-            })
+        cluster.until("its hosts have moved to the other gateway", |cluster| {
+            let peers = peers(cluster, &host("osaka/b"));
+            ["osaka/c", "osaka/d"].iter().all(|member| peers.iter().any(|peer| peer == member))
         });
-        stop.store(true, Ordering::Relaxed);
-        let wrong = watchers.into_iter().flat_map(|watcher| watcher.join().unwrap()).collect();
-        moved.unwrap_or_else(|error| panic!("{error}"));
+        let wrong = watch.end();
+        // Who asks through the other gateway gets every living host.
+        let target = "/v2/all/proc?columns=pid&limit=1&wait_ms=10000";
+        let answer: Value = cluster.get_json(&host("tokyo/c"), target).unwrap();
+        assert_eq!(answer["hosts"]["answered"], 7, "{answer}");
+        assert_eq!(answer["hosts"]["missing"][0]["host"], "a", "{answer}");
+
+        cluster.up(&gone).unwrap();
+        until_all_alive(&cluster, CUT_MAX);
         wrong
     });
-    println!("the killed gateway is shown dead by all after {killed:?}");
-    assert_eq!(wrong, Vec::<String>::new());
-    // Who asks through the other gateway gets every living host.
-    let answer: Value = cluster
-        .get_json(&host("tokyo/c"), "/v2/all/proc?columns=pid&limit=1&wait_ms=10000")
-        .unwrap();
-    assert_eq!(answer["hosts"]["answered"], 7, "{answer}");
-    assert_eq!(answer["hosts"]["missing"][0]["host"], "a", "{answer}");
+}
 
-    cluster.up(&gone).unwrap();
-    until_all_alive(&cluster, CUT_MAX);
+#[test]
+fn gateways_that_joined_before_any_of_them_ran_need_no_first_one() {
+    // All but the first gateway join with one token before they are started: they are told of the
+    // first, not of each other.
+    let Some(mut cluster) = cluster(1, 5, 3) else { return };
+    let gone = host("tokyo/a");
+    let (second, third) = (host("tokyo/b"), host("tokyo/c"));
+    cluster.until("all gateways are linked with each other", |cluster| {
+        peers(cluster, &second).contains(&third.to_string())
+    });
+    cluster.kill(&gone).unwrap();
+    let observers = others(&cluster, &[&gone]);
+    until_shown(&cluster, &observers, &gone, DEAD, KILLED_MAX);
+    let sees_others = |cluster: &Cluster, at: &HostId| {
+        let alive = |of| cluster.state(at, of) == Some(HostState::Alive);
+        observers.iter().all(alive)
+    };
+    cluster.until("the others see each other alive", |cluster| {
+        observers.iter().all(|at| sees_others(cluster, at))
+    });
+    for at in &observers {
+        let target = "/v2/all/proc?columns=pid&limit=1&wait_ms=10000";
+        let answer: Value = cluster.get_json(at, target).unwrap();
+        assert_eq!(answer["hosts"]["answered"], 4, "at {at}: {answer}");
+    }
+}
+
+#[test]
+fn a_restarted_node_shows_nobody_dead_who_lives() {
+    let Some(mut cluster) = cluster(2, 3, 1) else { return };
+    for restarted in ["osaka/b", "osaka/a"].map(host) {
+        judged(|| {
+            cluster.kill(&restarted).unwrap();
+            let pace = Pace::new();
+            cluster.up(&restarted).unwrap();
+            let mut wrong = BTreeSet::new();
+            cluster.until("the restarted node sees all alive", |cluster| {
+                let Ok(view) = cluster.view(&restarted) else { return false };
+                // Before it has found a gateway, it says that it is cut off.
+                let dead = view.hosts.iter().filter(|host| host.state == HostState::Dead);
+                wrong.extend(dead.map(|host| format!("{restarted} shows {} dead", host.id)));
+                cluster.ids().all(|id| view.state(id) == Some(HostState::Alive))
+            });
+            let can_judge = pace.can_judge();
+            until_all_alive(&cluster, CUT_MAX);
+            can_judge.then(|| wrong.into_iter().collect())
+        });
+    }
 }
 
 #[test]
@@ -239,7 +309,6 @@ fn a_data_centre_that_is_cut_off_goes_on_and_agrees_afterwards() {
         cut_off(cluster, &sides[0], &sides[1]) && cut_off(cluster, &sides[1], &sides[0])
     });
     println!("{what} after {took:?} (promised: {CUT_MAX:?})");
-    assert!(took < CUT_MAX * SLACK, "{took:?}");
     // Each side goes on with what it has.
     for [here, there] in [[0, 1], [1, 0]] {
         let at = &sides[here][2];
@@ -250,11 +319,24 @@ fn a_data_centre_that_is_cut_off_goes_on_and_agrees_afterwards() {
         assert_eq!(missing.len(), sides[there].len(), "at {at}: {answer}");
         assert!(missing.iter().all(|host| host["outcome"] == "cut-off"), "at {at}: {answer}");
     }
-    // What is decided on either side is known on both after they meet again.
-    let token = words(&["token", "--ttl", "1h"]);
-    cluster.kumo(&host("osaka/b"), &token).unwrap();
+    // What is decided on either side is known on both after they meet again: each evicts a host.
+    let evicted = ["tokyo/c", "osaka/c"].map(host);
+    for (gateway, gone) in ["tokyo/a", "osaka/a"].iter().zip(&evicted) {
+        cluster.kumo(&host(gateway), &words(&["evict", &gone.to_string()])).unwrap();
+    }
     cluster.heal_dc(&osaka).unwrap();
-    until_all_alive(&cluster, CUT_MAX);
+    let rest = others(&cluster, &evicted.each_ref());
+    let what = "all others see each other alive, and neither of the evicted ones";
+    let took = cluster.until(what, |cluster| {
+        rest.iter().all(|at| {
+            cluster.view(at).is_ok_and(|view| {
+                let mut alive = rest.iter().map(|of| view.state(of));
+                let mut gone = evicted.iter().map(|of| view.state(of));
+                alive.all(|state| state == Some(HostState::Alive)) && gone.all(|it| it.is_none())
+            })
+        })
+    });
+    println!("{what} after {took:?} (promised: {CUT_MAX:?})");
 }
 
 #[test]
@@ -270,10 +352,13 @@ fn an_evicted_host_is_out() {
     println!("an evicted host is out after {took:?}");
     // A new start does not help it: it is refused, and says so.
     cluster.kill(&gone).unwrap();
+    let log = cluster.dir(&gone).unwrap().join("log");
+    let before = std::fs::read(&log).unwrap().len();
     cluster.up(&gone).unwrap();
-    let log = cluster.dir(&gateway).unwrap().join("log");
-    cluster.until("its gateway refuses it", |_| {
-        std::fs::read_to_string(&log).is_ok_and(|log| log.contains("evicted"))
+    cluster.until("it says that it is refused, and is cut off", |cluster| {
+        let log = std::fs::read(&log).unwrap();
+        let since = String::from_utf8_lossy(log.get(before..).unwrap_or_default());
+        since.contains("evicted") && cluster.state(&gone, &gateway) == Some(HostState::CutOff)
     });
     assert!(out(&cluster), "{}", cluster.views());
 }

@@ -15,6 +15,7 @@ use std::io;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use kumo_abi::{DcName, HostId};
@@ -24,6 +25,9 @@ use owner::Owner;
 #[cfg(test)]
 pub(crate) use owner::is_alive;
 pub use plan::{Cable, DCS_MAX, DcPlan, HOSTS_MAX, Place, Plan, PlanError, Way};
+
+/// Where this is in the environment, tests that need networks fail instead of being skipped.
+pub const REQUIRE_VARIABLE: &str = "KUMO_REQUIRE_NETNS";
 
 /// Where `ip` keeps the names of network namespaces.
 const NAMES_DIR: &str = "/run/netns";
@@ -56,6 +60,17 @@ pub enum NetError {
     /// There is no such host or data centre.
     #[error("there is no `{0}` in this world")]
     Unknown(String),
+}
+
+impl NetError {
+    /// Whether the kernel was built without what was wanted of `tc`, or there is no `tc`.
+    fn is_lacking(&self) -> bool {
+        match self {
+            NetError::Tool { said, .. } => said.contains("kind is unknown"),
+            NetError::Missing(program, _) => *program == "tc",
+            _ => false,
+        }
+    }
 }
 
 /// Data centres and hosts joined by cables; gone when it is dropped.
@@ -102,6 +117,13 @@ impl Net {
         let mut net = Net { plan, names, delays: false };
         net.delays = net.delay()?;
         Ok(net)
+    }
+
+    /// A network with one host, and the cable of that.
+    fn probe() -> Result<(Net, Cable), NetError> {
+        let net = Net::new(Plan::even(1, 1, 1, Duration::ZERO)?)?;
+        let cable = net.plan.hosts().find_map(|(id, _)| net.plan.cable(&id));
+        Ok((net, cable.expect("a plan has a host, and that a cable")))
     }
 
     /// What it was made from.
@@ -171,8 +193,14 @@ impl Net {
     pub fn heal(&self, cable: &Cable) -> Result<(), NetError> {
         let (name, port) = (self.namespace(&cable.at), cable.interface.as_str());
         // Replaced first: it is an error to delete what is not there.
-        run("tc", &["-n", &name, "qdisc", "replace", "dev", port, "clsact"])?;
-        run("tc", &["-n", &name, "qdisc", "delete", "dev", port, "clsact"])?;
+        match run("tc", &["-n", &name, "qdisc", "replace", "dev", port, "clsact"]) {
+            // Then it loses nothing.
+            Err(error) if error.is_lacking() => {}
+            replaced => {
+                replaced?;
+                run("tc", &["-n", &name, "qdisc", "delete", "dev", port, "clsact"])?;
+            }
+        }
         run("ip", &["-n", &name, "link", "set", port, "up"])
     }
 
@@ -187,10 +215,7 @@ impl Net {
                 let netem = ["root", "netem", "delay", &delay];
                 let command = ["-n", &name, "qdisc", "replace", "dev", port];
                 match run("tc", &[command.as_slice(), &netem].concat()) {
-                    // As the kernel says it of a kind that it was built without.
-                    Err(NetError::Tool { said, .. }) if said.contains("kind is unknown") => {
-                        return Ok(false);
-                    }
+                    Err(error) if error.is_lacking() => return Ok(false),
                     done => done?,
                 }
             }
@@ -210,12 +235,42 @@ impl Drop for Names {
     }
 }
 
-/// Whether namespaces can be made here, else why not, for people.
+/// Why no network can be made here, for people; `None` when it can. It makes one, and plugs a cable of
+/// it out and in.
 pub fn unavailable() -> Option<String> {
-    let name = format!("{}:_probe", Owner::next());
-    let made = run("ip", &["netns", "add", &name]);
-    let removed = made.and_then(|()| run("ip", &["netns", "delete", &name]));
-    removed.err().map(|error| crate::chain(&error))
+    let tried = Net::probe().and_then(|(net, cable)| {
+        net.unplug(&cable)?;
+        net.heal(&cable)
+    });
+    tried.err().map(|error| crate::chain(&error))
+}
+
+/// Why no packets can be lost in a network that can be made, for people; `None` when they can.
+pub fn no_loss() -> Option<String> {
+    let tried = Net::probe().and_then(|(net, cable)| net.lose(&cable, Way::In, 1));
+    tried.err().map(|error| crate::chain(&error))
+}
+
+/// Whether a test has networks; it prints why not.
+///
+/// # Panics
+/// When it has none though [`REQUIRE_VARIABLE`] is in the environment.
+pub fn is_there_for_tests() -> bool {
+    static WHY_NOT: OnceLock<Option<String>> = OnceLock::new();
+    let Some(why) = WHY_NOT.get_or_init(unavailable) else { return true };
+    let required = std::env::var_os(REQUIRE_VARIABLE).is_some();
+    assert!(!required, "no network can be made here, and {REQUIRE_VARIABLE} is set: {why}");
+    eprintln!("skipped: no network can be made here: {why}");
+    false
+}
+
+/// Whether a test can have packets lost; it prints why not. Kernels are built without it, so that is
+/// never an error.
+pub fn has_loss_for_tests() -> bool {
+    static WHY_NOT: OnceLock<Option<String>> = OnceLock::new();
+    let Some(why) = WHY_NOT.get_or_init(no_loss) else { return true };
+    eprintln!("skipped: no packets can be lost here: {why}");
+    false
 }
 
 /// Removes the namespaces of processes that are gone; how many there were.
