@@ -24,15 +24,22 @@ use kumo_abi::cluster::Role;
 use kumo_abi::{ClusterName, DcName, HostId, HostName};
 use pem::{EncodeConfig, LineEnding, Pem};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::pki::{self, Authority, AuthorityError, Peer, PeerError};
 
 /// Where gateways listen for other hosts unless told otherwise.
 pub const FABRIC_PORT_DEFAULT: u16 = 7081;
 
-/// Largest file that is read: a thousand gateways have a fifth of it.
-const FILE_BYTES_MAX: u64 = 1 << 20;
+/// Largest file that is read: [`GATEWAYS_MAX`] gateways with as many and as long addresses as they may
+/// have take half of it.
+const FILE_BYTES_MAX: u64 = 4 << 20;
+
+/// Most gateways that a host keeps. Each costs every other gateway a link.
+pub const GATEWAYS_MAX: usize = 1_000;
+
+/// Most addresses of one gateway that a host keeps: networks that it is in, by two families.
+pub const GATEWAY_ADDRESSES_MAX: usize = 8;
 
 /// Most labels of a host; every host of the cluster keeps them.
 pub const LABELS_MAX: usize = 64;
@@ -56,6 +63,25 @@ pub struct Gateway {
     pub host: HostId,
     /// As [`check_address`] wants them, the best first.
     pub addresses: Vec<String>,
+}
+
+impl Gateway {
+    /// A gateway as its card tells of it: with those addresses that are some, the first
+    /// [`GATEWAY_ADDRESSES_MAX`]. A card may say anything, and what is kept must load again.
+    pub fn of_card(host: HostId, addresses: &[String]) -> Gateway {
+        let fits = addresses.iter().filter(|address| check_address(address).is_ok());
+        Gateway { host, addresses: fits.take(GATEWAY_ADDRESSES_MAX).cloned().collect() }
+    }
+}
+
+/// At most [`GATEWAYS_MAX`] of `gateways`, those of the data centre `home` before others, in order.
+pub fn limited(mut gateways: Vec<Gateway>, home: &DcName) -> Vec<Gateway> {
+    if gateways.len() > GATEWAYS_MAX {
+        gateways.sort_by(|a, b| (a.host.dc != *home, &a.host).cmp(&(b.host.dc != *home, &b.host)));
+        gateways.truncate(GATEWAYS_MAX);
+    }
+    gateways.sort_by(|a, b| a.host.cmp(&b.host));
+    gateways
 }
 
 /// What a host of a cluster knows about itself.
@@ -154,6 +180,19 @@ pub enum IdentityError {
         /// Its cluster.
         cluster: ClusterName,
     },
+    /// The files are of another identity than the node that wants to change them. Nothing was changed.
+    #[error(
+        "{} is that of {host} in `{cluster}` now, which this node is not; restart the node",
+        path.display()
+    )]
+    Another {
+        /// The directory.
+        path: PathBuf,
+        /// Who it is of.
+        host: HostId,
+        /// In which cluster.
+        cluster: ClusterName,
+    },
     /// There is none.
     #[error("this host belongs to no cluster; `kumo init` makes one, `kumo join` joins one")]
     Alone,
@@ -185,7 +224,31 @@ struct NodeFile {
     listen: Option<SocketAddr>,
     advertise: Vec<String>,
     labels: BTreeMap<String, String>,
+    #[serde(deserialize_with = "gateways_that_fit")]
     gateways: Vec<Gateway>,
+}
+
+/// Passes over those that cannot be read: they came from others, and one of them must not keep this host
+/// from its cluster. The rest tells of it again.
+fn gateways_that_fit<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<Gateway>, D::Error> {
+    let all = Vec::<serde_json::Value>::deserialize(from)?;
+    let mut fit = Vec::new();
+    for value in all {
+        let gateway = Gateway::deserialize(&value).map_err(|error| error.to_string());
+        let checked = gateway.and_then(|gateway| {
+            let mut addresses = gateway.addresses.iter();
+            addresses.try_for_each(|a| check_address(a)).map_err(|error| error.to_string())?;
+            Ok(gateway)
+        });
+        match checked {
+            Ok(gateway) => fit.push(gateway),
+            Err(error) => tracing::warn!(
+                "a gateway in {NODE_FILE} is passed over: {}",
+                error.escape_default()
+            ),
+        }
+    }
+    Ok(fit)
 }
 
 impl Identity {
@@ -329,12 +392,17 @@ impl Identity {
     }
 }
 
-/// Writes which gateways this host knows, if that is news.
+/// Writes which gateways the host `whose` knows, if that is news.
 ///
 /// # Errors
-/// [`IdentityError::Alone`], or what the system says; then the file is as it was.
-pub fn save_gateways(dir: &Path, gateways: &[Gateway]) -> Result<(), IdentityError> {
-    let mut node = load_node(dir)?.ok_or(IdentityError::Alone)?;
+/// [`IdentityError::Alone`], [`IdentityError::Another`] where the files are not of `whose`, or what the
+/// system says; then the file is as it was.
+pub fn save_gateways(
+    dir: &Path,
+    whose: &Identity,
+    gateways: &[Gateway],
+) -> Result<(), IdentityError> {
+    let mut node = load_node_of(dir, &whose.cluster, &whose.host)?;
     if node.gateways == gateways {
         return Ok(());
     }
@@ -345,12 +413,17 @@ pub fn save_gateways(dir: &Path, gateways: &[Gateway]) -> Result<(), IdentityErr
 /// Replaces the certificate and its key, both or none.
 ///
 /// # Errors
-/// What the system says; then the file is as it was.
+/// [`IdentityError::Alone`], [`IdentityError::Another`] where the files are not those of the host that
+/// the certificate names, or what the system says; then the file is as it was.
 pub fn save_certificate(
     dir: &Path,
     certificate: &CertificateDer<'_>,
     key: &PrivateKeyDer<'_>,
 ) -> Result<(), IdentityError> {
+    let pair_path = dir.join(PAIR_FILE);
+    let damaged = |what: &dyn fmt::Display| IdentityError::damaged(&pair_path, what);
+    let peer = Peer::of(certificate).map_err(|error| damaged(&error))?;
+    load_node_of(dir, &peer.cluster, &peer.host)?;
     write(dir, PAIR_FILE, &pair(certificate, key))
 }
 
@@ -411,11 +484,25 @@ fn load_node(dir: &Path) -> Result<Option<NodeFile>, IdentityError> {
         let what = format!("it has version {}, and this kumo reads {NODE_VERSION}", node.version);
         return Err(IdentityError::damaged(&path, what));
     }
-    let gateways = node.gateways.iter().flat_map(|gateway| &gateway.addresses);
-    for address in gateways.chain(&node.advertise) {
+    for address in &node.advertise {
         check_address(address).map_err(|error| IdentityError::damaged(&path, error))?;
     }
     Ok(Some(node))
+}
+
+/// `node.json`, if it is that of `host` in `cluster`: a node may outlive `kumo leave` and another join.
+fn load_node_of(
+    dir: &Path,
+    cluster: &ClusterName,
+    host: &HostId,
+) -> Result<NodeFile, IdentityError> {
+    let node = load_node(dir)?.ok_or(IdentityError::Alone)?;
+    let found = HostId { dc: node.dc.clone(), host: node.host.clone() };
+    if (&node.cluster, &found) != (cluster, host) {
+        let (path, cluster) = (dir.to_owned(), node.cluster);
+        return Err(IdentityError::Another { path, host: found, cluster });
+    }
+    Ok(node)
 }
 
 fn refuse_second(dir: &Path) -> Result<(), IdentityError> {
@@ -496,7 +583,10 @@ fn pair(certificate: &CertificateDer<'_>, key: &PrivateKeyDer<'_>) -> String {
 }
 
 /// Writes a file that only we can read, on the disk, in place of what had its name.
-fn write(dir: &Path, name: &str, text: &str) -> Result<(), IdentityError> {
+///
+/// # Errors
+/// What the system says; then the file is as it was.
+pub(crate) fn write(dir: &Path, name: &str, text: &str) -> Result<(), IdentityError> {
     let path = dir.join(name);
     let new = dir.join(format!("{name}.new"));
     let failed = IdentityError::file(&path);
@@ -668,9 +758,9 @@ mod tests {
         let world = tempfile::tempdir().expect("a directory");
         let dir = world.path().join("state/kumo/fabric");
         assert!(Identity::load(&dir).expect("no files, no error").is_none());
-        assert!(matches!(save_gateways(&dir, &others()), Err(IdentityError::Alone)));
         let authority = authority();
         let made = gateway(&authority);
+        assert!(matches!(save_gateways(&dir, &made, &others()), Err(IdentityError::Alone)));
         made.save(&dir, Some(&authority)).expect("saved");
         let read = Identity::load(&dir).expect("good files").expect("an identity");
         assert_eq!(format!("{read:?}"), format!("{made:?}"));
@@ -688,7 +778,7 @@ mod tests {
             assert_eq!(fs::metadata(private).expect("a directory").mode() & 0o7777, 0o700);
         }
 
-        save_gateways(&dir, &others()).expect("saved");
+        save_gateways(&dir, &made, &others()).expect("saved");
         let renewed = gateway(&authority);
         save_certificate(&dir, &renewed.certificate, &renewed.key).expect("saved");
         let read = Identity::load(&dir).expect("good files").expect("an identity");
@@ -711,6 +801,78 @@ mod tests {
             assert!(matches!(leave(&dir), Err(IdentityError::Alone)));
             gateway(&authority).save(&dir, Some(&authority)).expect("joined anew");
         }
+    }
+
+    #[test]
+    fn a_node_that_outlived_its_identity_writes_nothing_into_the_next() {
+        let world = tempfile::tempdir().expect("a directory");
+        let dir = world.path().join("fabric");
+        let authority = authority();
+        let before = gateway(&authority);
+        let host = "tokyo/b".parse().expect("a host");
+        let next = Identity::issue(&authority, &host, Role::Member, NOW_MS).expect("issued");
+        before.save(&dir, Some(&authority)).expect("saved");
+        leave(&dir).expect("left");
+        let gone = save_certificate(&dir, &before.certificate, &before.key);
+        assert!(matches!(gone, Err(IdentityError::Alone)), "{gone:?}");
+        next.save(&dir, None).expect("joined anew");
+        for refused in [
+            save_certificate(&dir, &before.certificate, &before.key),
+            save_gateways(&dir, &before, &others()),
+        ] {
+            assert!(matches!(refused, Err(IdentityError::Another { .. })), "{refused:?}");
+        }
+        let read = Identity::load(&dir).expect("good files").expect("an identity");
+        assert_eq!((read.certificate, read.gateways), (next.certificate, Vec::new()));
+    }
+
+    #[test]
+    fn bad_gateways_are_passed_over() {
+        let world = tempfile::tempdir().expect("a directory");
+        let dir = world.path().join("fabric");
+        let authority = authority();
+        let made = Identity { gateways: others(), ..gateway(&authority) };
+        made.save(&dir, Some(&authority)).expect("saved");
+        let path = dir.join(NODE_FILE);
+        let text = fs::read_to_string(&path).expect("a file");
+        let mut node: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        let bad = [
+            serde_json::json!({"host": {"dc": "osaka", "host": "b"}, "addresses": ["nowhere"]}),
+            serde_json::json!({"host": {"dc": "*", "host": "b"}, "addresses": []}),
+            serde_json::json!(7),
+        ];
+        node["gateways"].as_array_mut().expect("a list").extend(bad);
+        fs::write(&path, node.to_string()).expect("a file");
+        let read = Identity::load(&dir).expect("it starts").expect("an identity");
+        assert_eq!(read.gateways, others());
+    }
+
+    #[test]
+    fn whatever_cards_say_loads_again() {
+        let world = tempfile::tempdir().expect("a directory");
+        let dir = world.path().join("fabric");
+        let authority = authority();
+        let made = gateway(&authority);
+        made.save(&dir, Some(&authority)).expect("saved");
+        let label = "x".repeat(63);
+        let long = format!("{label}.{label}.{label}.{}:65535", &label[..61]);
+        check_address(&long).expect("an address");
+        let mut said = vec!["nowhere".to_owned(), "\u{1b}[2J".to_owned()];
+        said.extend(vec![long; 3 * GATEWAY_ADDRESSES_MAX]);
+        let of = |dc: &str, number: usize| {
+            Gateway::of_card(format!("{dc}/h{number:04}").parse().expect("a host"), &said)
+        };
+        assert_eq!(of("osaka", 1).addresses.len(), GATEWAY_ADDRESSES_MAX);
+        let mut all: Vec<Gateway> =
+            (0..2 * GATEWAYS_MAX).map(|number| of("osaka", number)).collect();
+        all.push(of("tokyo", 1));
+        let kept = limited(all, &made.host.dc);
+        assert_eq!(kept.len(), GATEWAYS_MAX);
+        assert!(kept.iter().any(|gateway| gateway.host.dc == made.host.dc), "the near ones first");
+        assert!(kept.is_sorted_by_key(|gateway| &gateway.host));
+        save_gateways(&dir, &made, &kept).expect("saved");
+        let read = Identity::load(&dir).expect("it starts").expect("an identity");
+        assert_eq!(read.gateways, kept);
     }
 
     /// Every state that a kill can leave: the files that are there after so many steps of a write.
@@ -740,7 +902,7 @@ mod tests {
             assert_eq!(read.certificate, before.certificate);
             assert!(load_authority(&dir).expect("good files").is_some());
         }
-        save_gateways(&dir, &others()).expect("saved over what was left");
+        save_gateways(&dir, &before, &others()).expect("saved over what was left");
         let renewed = gateway(&authority);
         save_certificate(&dir, &renewed.certificate, &renewed.key).expect("the same");
         save_authority(&dir, &authority).expect("the same");

@@ -58,6 +58,9 @@ const HOME_EVERY: Duration = Duration::from_secs(20);
 /// Saying good-bye takes no longer; who is not told sees the token go.
 const BYE_TIME_MAX: Duration = Duration::from_millis(500);
 
+/// The number of this node's last start, in its state directory.
+const INCARNATION_FILE: &str = "incarnation";
+
 /// The prefix of what the desired state says of evicted certificates.
 const EVICTED: &str = "evicted/";
 
@@ -87,17 +90,9 @@ pub enum OpenError {
     /// The links.
     #[error(transparent)]
     Link(#[from] LinkError),
-    /// The key of the authority, on a gateway.
+    /// The key of the authority, on a gateway; or a file of ours beside it.
     #[error(transparent)]
     Identity(#[from] identity::IdentityError),
-    /// A file of ours.
-    #[error("cannot write {}", path.display())]
-    File {
-        /// Which.
-        path: PathBuf,
-        /// What the system said.
-        source: std::io::Error,
-    },
 }
 
 /// One node's part of the cluster. Clones are the same one; it ends when [`Fabric::close`] is called or
@@ -174,7 +169,9 @@ impl Fabric {
             tasks.spawn(part(renew(Arc::clone(&identity), Arc::clone(&links), dir, desk)));
         }
         // After `tell_changes` listens: what is put now, others hear of when there is a session.
-        put_card(&store, &me, &card)?;
+        let putting = spawn_blocking(move || put_card(&store, &me, &card));
+        // A panic of ours goes on here.
+        putting.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))?;
         tasks.spawn(part(connect(Arc::clone(&shared), Arc::clone(&links), sightings, incoming)));
         let tasks = Mutex::new(tasks);
         let links = ArcSwapOption::from(Some(links));
@@ -311,13 +308,11 @@ fn desk(
 /// A number for this start that is greater than that of every start before, also when the clock was
 /// set back meanwhile.
 fn next_incarnation(dir: &Path) -> Result<u64, OpenError> {
-    let path = dir.join("incarnation");
-    let last = std::fs::read_to_string(&path).ok().and_then(|text| text.trim().parse::<u64>().ok());
-    let next = wall_ms().max(last.map_or(0, |last| last + 1));
-    match std::fs::write(&path, format!("{next}\n")) {
-        Ok(()) => Ok(next),
-        Err(source) => Err(OpenError::File { path, source }),
-    }
+    let last = std::fs::read_to_string(dir.join(INCARNATION_FILE)).ok();
+    let last = last.and_then(|text| text.trim().parse::<u64>().ok());
+    let next = wall_ms().max(last.map_or(0, |last| last.saturating_add(1)));
+    identity::write(dir, INCARNATION_FILE, &format!("{next}\n"))?;
+    Ok(next)
 }
 
 /// A part of the fabric that runs until the end. If it panics that is a bug of ours, and what this node
@@ -446,10 +441,14 @@ async fn follow(
         let now = identity.load_full();
         let gateways = gateways(&shared, &now);
         if gateways != now.gateways {
-            if let Some(dir) = &state_dir
-                && let Err(error) = identity::save_gateways(dir, &gateways)
-            {
-                tracing::error!("the list of gateways could not be written: {error}");
+            if let Some(dir) = state_dir.clone() {
+                let (whose, gateways) = (Arc::clone(&now), gateways.clone());
+                let saving =
+                    spawn_blocking(move || identity::save_gateways(&dir, &whose, &gateways));
+                if let Ok(Err(error)) = saving.await {
+                    let error = chain(&error);
+                    tracing::error!("the list of gateways could not be written: {error}");
+                }
             }
             // The certificate may have been renewed meanwhile: only these change.
             identity.rcu(|now| Identity { gateways: gateways.clone(), ..Identity::clone(now) });
@@ -483,7 +482,7 @@ fn gateways(shared: &Shared, identity: &Identity) -> Vec<Gateway> {
     let hosts = shared.hosts();
     let of_cards = hosts.iter().filter(|info| info.id != shared.me).filter_map(|info| {
         let card = info.card.as_ref().filter(|card| card.role == Role::Gateway)?;
-        Some(Gateway { host: info.id.clone(), addresses: card.addresses.clone() })
+        Some(Gateway::of_card(info.id.clone(), &card.addresses))
     });
     let mut gateways: Vec<Gateway> = of_cards.collect();
     for known in &identity.gateways {
@@ -492,8 +491,7 @@ fn gateways(shared: &Shared, identity: &Identity) -> Vec<Gateway> {
             gateways.push(known.clone());
         }
     }
-    gateways.sort_by(|a, b| a.host.cmp(&b.host));
-    gateways
+    identity::limited(gateways, &shared.me.dc)
 }
 
 /// Brings a member back to its own data centre's gateways. Its token goes and returns meanwhile, within
