@@ -121,6 +121,7 @@ impl Web {
 impl Lone {
     async fn answer(&self, ask: Ask) -> Part {
         let Ask { request, hosts, deadline, .. } = ask;
+        let is_asked = hosts.contains(&self.me);
         let mut outcomes: Vec<HostOutcome> = hosts
             .into_iter()
             .filter(|host| *host != self.me)
@@ -129,6 +130,9 @@ impl Lone {
                 HostOutcome { id, outcome: Outcome::Refused { why } }
             })
             .collect();
+        if !is_asked {
+            return Part { answer: None, outcomes };
+        }
         let answered: Result<Result<Bytes, String>, _> =
             timeout(deadline, self.answerer.answer(request)).await;
         let (answer, outcome) = match answered {

@@ -109,7 +109,7 @@ fn documents_of_many_and_of_one() {
 fn hosts_are_chosen_by_name_and_condition() {
     let dir = tempfile::tempdir().unwrap();
     let node = node(dir.path());
-    let cases = [
+    let cases: [(&str, usize); 5] = [
         ("dc=tokyo", 1),
         ("dc=osaka", 0),
         ("dc=osaka,tokyo&where=cpus%20%3E%200", 1),
@@ -121,6 +121,10 @@ fn hosts_are_chosen_by_name_and_condition() {
             let all = get(&node, &format!("/v2/all/{what}{scope}&wait_ms=20000"));
             assert_eq!(all["hosts"]["asked"], want, "for {scope}");
             assert_eq!(all["hosts"]["answered"], want, "for {scope}");
+            let said = all.get("rows").or(all.get("answers")).and_then(Value::as_array).unwrap();
+            assert_eq!(said.len(), want, "for {what} with {scope}: who is not meant says nothing");
+            let by = all["hosts"].get("answered_by").and_then(Value::as_array);
+            assert!(by.is_none_or(|by| by.len() == want), "for {scope}: {all}");
         }
     }
 }
