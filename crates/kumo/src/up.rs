@@ -34,12 +34,14 @@ Ctrl-C or SIGTERM stops it.";
 ///
 /// One node runs on a state directory at a time. Whatever ends it, the next one starts.
 ///
-/// Who can connect can read all of it. On 127.0.0.1 that is every user of this machine: a node that
+/// Who can connect can read all of it, and on this machine ask all hosts of the cluster. On 127.0.0.1 that is every user of this machine: a node that
 /// root runs tells them executables, directories, namespaces, capabilities and I/O of all processes,
 /// which the kernel shows only to those who may trace them. --listen unix:PATH serves one user alone.
 #[derive(Debug, clap::Args)]
 pub struct Up {
-    /// Where to listen: IP:PORT, or unix:PATH; port 0 takes a free one
+    /// Where to listen: IP:PORT, or unix:PATH; port 0 takes a free one. On an address that other
+    /// machines reach only this host is told of, and who the others are: through a node its whole
+    /// cluster is asked on its socket and on loopback alone
     #[arg(long, value_name = "ADDRESS", default_value = LISTEN_DEFAULT)]
     listen: Listen,
     /// What must survive a restart; by default /var/lib/kumo, or ~/.local/state/kumo for users
