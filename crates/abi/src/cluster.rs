@@ -54,8 +54,9 @@ impl HostState {
 }
 
 /// What a host says about itself, seldom changed and known to all, also after its death.
+///
+/// A newer version may say more; who does not know it reads the rest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Card {
     /// What it is to the others.
     pub role: Role,
@@ -150,4 +151,20 @@ pub struct HostOutcome {
     /// What became of it.
     #[serde(flatten)]
     pub outcome: Outcome,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_card_of_a_newer_version_is_read() {
+        let card = serde_json::json!({
+            "role": "member", "version": "9.0.0", "kernel": "9.1.0", "architecture": "riscv64",
+            "cpus": 2, "memory": 3, "addresses": [], "labels": {"rack": "3"},
+            "gpus": [{"name": "of the future"}],
+        });
+        let card: Card = serde_json::from_value(card).expect("the rest is known");
+        assert_eq!((card.role, card.cpus, card.labels["rack"].as_str()), (Role::Member, 2, "3"));
+    }
 }

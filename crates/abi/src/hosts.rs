@@ -1,6 +1,7 @@
 //! The table of hosts, as conditions on hosts read it.
 
 use crate::cluster::{Card, HostInfo};
+use crate::filter::Filter;
 use crate::schema::{ColumnIndex, ColumnSpec, Kind, Schema, Unit};
 use crate::value::Value;
 
@@ -49,11 +50,21 @@ pub fn value(host: &HostInfo, column: ColumnIndex) -> Value<'_> {
     }
 }
 
+/// Whether `host` fulfils a condition on [`HOSTS`]; `None` when that hangs on its card, which is not
+/// known.
+pub fn fulfils(host: &HostInfo, condition: &Filter) -> Option<bool> {
+    let is_on_card =
+        |column: &ColumnIndex| !matches!(HOSTS.columns[*column].name, "dc" | "host" | "state");
+    if host.card.is_none() && condition.columns().iter().any(is_on_card) {
+        return None;
+    }
+    Some(condition.matches(&|column| value(host, column)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::cluster::{HostState, Role};
-    use crate::filter::Filter;
 
     #[test]
     fn conditions_on_hosts() {
@@ -90,6 +101,9 @@ mod tests {
             let filter = Filter::compile(text, &HOSTS).expect(text);
             let matches = |host: &HostInfo| filter.matches(&|column| value(host, column));
             assert_eq!((matches(&known), matches(&unknown)), (want_known, want_unknown), "{text}");
+            let is_on_card = !["dc ==", "state =="].iter().any(|of| text.starts_with(of));
+            assert_eq!(fulfils(&known, &filter), Some(want_known), "{text}");
+            assert_eq!(fulfils(&unknown, &filter), (!is_on_card).then_some(want_unknown), "{text}");
         }
         for (index, column) in HOSTS.columns.iter().enumerate() {
             assert_ne!(value(&known, index), Value::Null, "{} is never read", column.name);

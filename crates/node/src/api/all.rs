@@ -52,8 +52,8 @@ async fn rows(State(shared): State<Shared>, uri: Uri, headers: HeaderMap) -> Rep
     push_query(&mut target, &question_pairs(plan.for_hosts(), max_age_ms));
     let question = Question { rows: true, ..Question::get(target) };
     let place = shared.place().await?;
-    let hosts = scope.choose(&shared.web.hosts());
-    let mut gather = Gather::start(&shared.web, question.encode(), hosts, scope.wait, false);
+    let chosen = scope.choose(&shared.web.hosts());
+    let mut gather = Gather::start(&shared.web, question.encode(), chosen, scope.wait, false);
     if form == NDJSON && plan.streams() {
         return stream(plan, gather, place).await;
     }
@@ -92,9 +92,9 @@ async fn list(State(shared): State<Shared>, uri: Uri, headers: HeaderMap) -> Rep
     let mut target = format!("/v2/{path}");
     push_query(&mut target, &pairs);
     let place = shared.place().await?;
-    let hosts = scope.choose(&shared.web.hosts());
+    let chosen = scope.choose(&shared.web.hosts());
     let request = Question::get(target).encode();
-    let mut gather = Gather::start(&shared.web, request, hosts, scope.wait, false);
+    let mut gather = Gather::start(&shared.web, request, chosen, scope.wait, false);
     let answers = gather.all().await;
     let answer = move || -> Reply {
         let finished = merge::finish_lists(&answers);

@@ -17,7 +17,7 @@ use serde_json::value::RawValue;
 
 use super::all::push_query;
 use super::gather::{Gather, in_words};
-use super::scope::{self, Scope};
+use super::scope::{self, Chosen, Scope};
 use super::{JSON, Reply, Shared};
 use crate::answer::Question;
 
@@ -101,7 +101,7 @@ async fn ask(
         return Err(Refused::new(StatusCode::NOT_FOUND, "no-such-host", title, detail));
     }
     let _place = shared.place().await?;
-    let asked = vec![id.clone()];
+    let asked = Chosen { hosts: vec![id.clone()], undecided: Vec::new() };
     let mut gather = Gather::start(&shared.web, question.encode(), asked, scope.wait, changes);
     let answers = gather.all().await;
     let finished = merge::finish_lists(&answers);

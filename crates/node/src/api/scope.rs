@@ -28,6 +28,15 @@ pub(super) struct Wait {
     pub(super) exact: bool,
 }
 
+/// Whom a question is for.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Chosen {
+    /// They are asked.
+    pub(super) hosts: Vec<HostId>,
+    /// They may be meant: the condition is about what stands on their card, and that is not known.
+    pub(super) undecided: Vec<HostId>,
+}
+
 /// Which hosts, and how long.
 #[derive(Debug)]
 pub(super) struct Scope {
@@ -56,16 +65,24 @@ impl Scope {
 
     /// Those of `hosts` that are meant, also dead ones: who is asked for is answered for. Who said
     /// good-bye is no part of the cluster.
-    pub(super) fn choose(&self, hosts: &[HostInfo]) -> Vec<HostId> {
-        let meant = |host: &&HostInfo| {
+    pub(super) fn choose(&self, hosts: &[HostInfo]) -> Chosen {
+        let is_there = |host: &&HostInfo| {
             host.state != HostState::Left
                 && self.dcs.as_ref().is_none_or(|dcs| dcs.contains(&host.id.dc))
-                && self
-                    .condition
-                    .as_ref()
-                    .is_none_or(|condition| condition.matches(&|column| hosts::value(host, column)))
         };
-        hosts.iter().filter(meant).map(|host| host.id.clone()).collect()
+        let mut chosen = Chosen::default();
+        for host in hosts.iter().filter(is_there) {
+            let fulfils = self
+                .condition
+                .as_ref()
+                .map_or(Some(true), |condition| hosts::fulfils(host, condition));
+            match fulfils {
+                Some(true) => chosen.hosts.push(host.id.clone()),
+                Some(false) => {}
+                None => chosen.undecided.push(host.id.clone()),
+            }
+        }
+        chosen
     }
 }
 
@@ -124,18 +141,23 @@ mod tests {
             host("tokyo/a", HostState::Dead),
             host("tokyo/b", HostState::CutOff),
         ];
-        let cases: [(&[(&str, &str)], &str); 6] = [
-            (&[], "osaka/a tokyo/a tokyo/b"),
-            (&[("dc", "tokyo, nowhere"), ("limit", "3")], "tokyo/a tokyo/b"),
-            (&[("where", "host == 'a'")], "osaka/a tokyo/a"),
-            (&[("where", "host == 'a'"), ("dc", "tokyo")], "tokyo/a"),
-            (&[("where", "state == 'alive'")], "osaka/a"),
-            (&[("where", "cpus > 1")], ""),
+        let cases: [(&[(&str, &str)], &str, &str); 7] = [
+            (&[], "osaka/a tokyo/a tokyo/b", ""),
+            (&[("dc", "tokyo, nowhere"), ("limit", "3")], "tokyo/a tokyo/b", ""),
+            (&[("where", "host == 'a'")], "osaka/a tokyo/a", ""),
+            (&[("where", "host == 'a'"), ("dc", "tokyo")], "tokyo/a", ""),
+            (&[("where", "state == 'alive'")], "osaka/a", ""),
+            // Nobody's card is known.
+            (&[("where", "cpus > 1")], "", "osaka/a tokyo/a tokyo/b"),
+            (&[("where", "!('x' in labels)"), ("dc", "tokyo")], "", "tokyo/a tokyo/b"),
         ];
-        for (pairs, want) in cases {
+        for (pairs, hosts_want, undecided_want) in cases {
             let chosen = scope(pairs).expect("good parameters").choose(&hosts);
-            let names: Vec<_> = chosen.iter().map(ToString::to_string).collect();
-            assert_eq!(names.join(" "), want, "for {pairs:?}");
+            let names = |hosts: &[HostId]| {
+                hosts.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+            };
+            assert_eq!(names(&chosen.hosts), hosts_want, "for {pairs:?}");
+            assert_eq!(names(&chosen.undecided), undecided_want, "for {pairs:?}");
         }
     }
 
