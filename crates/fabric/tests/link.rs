@@ -411,7 +411,7 @@ async fn sockets_are_private_and_what_a_killed_node_left_is_removed() {
     for name in ["z", "g0", "g17"] {
         drop(StdUnixListener::bind(run.join(name)).expect("a new socket"));
     }
-    fs::write(run.join("g1"), "no socket").expect("a new file");
+    fs::write(run.join("g99"), "no socket").expect("a new file");
     let authority = authority("acme");
     let gateway = identity(&authority, "tokyo/gw", Role::Gateway);
     let gateway = knowing(gateway, "osaka/gw", SocketAddr::new(from(1), 9));
@@ -419,9 +419,10 @@ async fn sockets_are_private_and_what_a_killed_node_left_is_removed() {
     let links = Links::open(Arc::new(gateway), &run, None).await.expect("links");
     let mode = |path: &Path| fs::metadata(path).expect("it is there").permissions().mode() & 0o777;
     let doors = links.zenoh_connect();
-    assert_eq!(doors, [run.join("g0")], "it does not dial itself");
+    assert_eq!(doors[0], run.join("g0"), "it does not dial itself");
+    assert!(doors.len() > 1, "some are for gateways that become known later");
     assert_eq!((mode(&run), mode(&doors[0])), (0o700, 0o600));
-    assert!(!run.join("g17").exists() && !run.join("z").exists() && run.join("g1").exists());
+    assert!(!run.join("g17").exists() && !run.join("z").exists() && run.join("g99").exists());
     drop(links);
     assert!(!run.join("g0").exists());
     let long = dir.path().join("x".repeat(120));

@@ -11,7 +11,7 @@ use kumo_abi::cluster::Role;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UnixListener, UnixStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_rustls::TlsConnector;
@@ -37,6 +37,9 @@ const YIELD_TIME: Duration = Duration::from_millis(500);
 
 /// Who waits for the end of another link looks so often whether its local side still wants one.
 const WAIT_LOOK: Duration = Duration::from_millis(250);
+
+/// And so often where there is no gateway yet.
+const SPARE_LOOK: Duration = Duration::from_secs(2);
 
 /// Dials of one gateway at once; more wait. The control plane makes one at a time.
 const DIALS_MAX: usize = 4;
@@ -69,12 +72,10 @@ async fn link(shared: Arc<Shared>, whom: Whom, local: UnixStream, dialing: Owned
     let dialed = async {
         match &whom {
             Whom::Any => dial_any(&shared).await,
-            Whom::One(gateway) => {
-                if !is_turn(&shared, gateway, &local).await {
-                    return None;
-                }
-                let said = dial(&shared, gateway).await;
-                tell_failures(&shared, gateway, said.as_ref().err());
+            Whom::One(behind) => {
+                let gateway = is_turn(&shared, behind.clone(), &local).await?;
+                let said = dial(&shared, &gateway).await;
+                tell_failures(&shared, &gateway, said.as_ref().err());
                 said.ok()
             }
         }
@@ -92,28 +93,45 @@ async fn link(shared: Arc<Shared>, whom: Whom, local: UnixStream, dialing: Owned
     }
 }
 
-/// Waits until there is no link with `gateway` that the other side keeps up; whether the local side
-/// still wants one.
-async fn is_turn(shared: &Arc<Shared>, gateway: &HostId, local: &UnixStream) -> bool {
+/// Waits until there is a gateway behind the socket, and no link with it that the other side keeps up;
+/// then says which. `None` when the local side does not want a link any more.
+async fn is_turn(
+    shared: &Arc<Shared>,
+    mut behind: watch::Receiver<Option<HostId>>,
+    local: &UnixStream,
+) -> Option<HostId> {
     let mut changes = shared.changes.subscribe();
-    let yields = shared.setup().identity.host > *gateway;
-    let mut dials_at = Instant::now() + if yields { YIELD_TIME } else { Duration::ZERO };
+    let me = shared.setup().identity.host.clone();
+    let mut dials_at: Option<Instant> = None;
     loop {
-        let is_linked = shared.is_linked(gateway);
-        if !is_linked && Instant::now() >= dials_at {
-            return true;
-        }
+        let gateway = behind.borrow_and_update().clone();
         if is_gone(local) {
-            return false;
+            return None;
         }
-        let until = if is_linked { Instant::now() + WAIT_LOOK } else { dials_at };
+        let now = Instant::now();
+        let wait = match gateway {
+            None => {
+                dials_at = None;
+                SPARE_LOOK
+            }
+            // Who has kept it up shall do so again, if it can: it dials at once then.
+            Some(gateway) if shared.is_linked(&gateway) => {
+                dials_at = None;
+                WAIT_LOOK
+            }
+            Some(gateway) => {
+                let yields = if me > gateway { YIELD_TIME } else { Duration::ZERO };
+                let at = *dials_at.get_or_insert(now + yields);
+                if at <= now {
+                    return Some(gateway);
+                }
+                at - now
+            }
+        };
         tokio::select! {
-            changed = changes.changed() => if changed.is_err() { return false },
-            () = sleep_until(until) => {}
-        }
-        if is_linked && !shared.is_linked(gateway) {
-            // Who has kept it up shall do so again, if it can.
-            dials_at = Instant::now() + if yields { YIELD_TIME } else { Duration::ZERO };
+            changed = changes.changed() => changed.ok()?,
+            changed = behind.changed() => changed.ok()?,
+            () = sleep(wait) => {}
         }
     }
 }

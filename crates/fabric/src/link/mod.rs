@@ -4,9 +4,10 @@
 //! The control plane speaks over Unix sockets in a private directory and knows nothing of
 //! certificates. A gateway listens on one TCP port; what comes in there and proves to be of the cluster
 //! is joined to the socket `z`, where the control plane listens. On a gateway there is a socket `g<n>` for
-//! every other gateway that is known; who connects to it is joined to that gateway, dialed anew, whose
-//! certificate must name it. Two gateways need one link: while there is one, whoever dials it dials, the
-//! local connection waits. A member has one such socket, behind which is the gateway that answers first. If
+//! every other gateway that is known, and some spare ones for those that become known: the control plane
+//! connects to all of them, from its start on. Who connects to one is joined to the gateway behind it,
+//! dialed anew, whose certificate must name it; it waits while there is none, or while the two gateways
+//! have a link already. A member has one such socket, behind which is the gateway that answers first. If
 //! none can be dialed the local connection ends, and the control plane tries again.
 //!
 //! A link ends when either side does, when the certificate at its other end expires, and within the
@@ -23,7 +24,7 @@ mod socket;
 mod splice;
 mod tls;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::convert::Infallible;
 use std::fmt;
 use std::fs::{self, DirBuilder, Permissions};
@@ -56,6 +57,11 @@ use tls::{Evicted, Setup};
 
 /// Links that others may open to this host: all hosts of its data centre, and all other gateways.
 pub const LINKS_MAX: usize = 2_000;
+
+/// Sockets of a gateway for gateways that become known after it was started. The control plane is told
+/// its sockets once. Gateways that join later know this one and dial it; only those that were started
+/// before they knew of each other need these.
+const DOORS_SPARE: usize = 8;
 
 /// How long a handshake may take, up to the welcome: five round trips around the world on a host that is
 /// busy.
@@ -244,11 +250,10 @@ impl Links {
         self.shared.local.clone()
     }
 
-    /// Where the control plane shall connect to: on a gateway one socket for each other gateway, on a
-    /// member a single one. Gateways that become known later get theirs when the links are opened anew;
-    /// until then they dial this one.
+    /// Where the control plane shall connect to: on a gateway a socket for each other gateway and some
+    /// spare ones, on a member a single one.
     pub fn zenoh_connect(&self) -> Vec<PathBuf> {
-        lock(&self.shared.doors).open.values().map(|door| door.path.clone()).collect()
+        lock(&self.shared.doors).open.iter().map(|door| door.path.clone()).collect()
     }
 
     /// Where other hosts reach this one; `None` on members.
@@ -410,10 +415,10 @@ struct Live {
 }
 
 /// Who is behind a local socket.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug)]
 enum Whom {
-    /// This gateway.
-    One(HostId),
+    /// This gateway, while there is one.
+    One(watch::Receiver<Option<HostId>>),
     /// Whichever gateway answers first.
     Any,
 }
@@ -422,12 +427,21 @@ enum Whom {
 struct Door {
     path: PathBuf,
     task: AbortHandle,
+    /// Who is behind it; `None` for a member's door to any.
+    gateway: Option<watch::Sender<Option<HostId>>>,
+}
+
+impl Door {
+    /// Whether this gateway is behind it.
+    fn leads_to(&self, gateway: Option<&HostId>) -> bool {
+        self.gateway.as_ref().is_some_and(|behind| behind.borrow().as_ref() == gateway)
+    }
 }
 
 #[derive(Default)]
 struct Doors {
     next: u64,
-    open: BTreeMap<Whom, Door>,
+    open: Vec<Door>,
 }
 
 #[derive(Default)]
@@ -498,7 +512,7 @@ impl Shared {
     fn stop(&self) {
         self.closing.send_replace(true);
         lock(&self.tasks).take();
-        for (_, door) in std::mem::take(&mut lock(&self.doors).open) {
+        for door in std::mem::take(&mut lock(&self.doors).open) {
             door.close();
         }
         for link in lock(&self.live).links.values() {
@@ -521,40 +535,65 @@ impl Shared {
         let _ = self.ends.send(end); // It fails when nobody listens.
     }
 
-    /// Opens the sockets that lead to gateways where they are missing, and closes those that lead to
-    /// none.
+    /// Lets the sockets lead to the gateways that are known, each to its own, and to no others.
     fn set_doors(self: &Arc<Self>, identity: &Identity) -> Result<(), LinkError> {
         let _runtime = self.runtime.enter(); // Sockets are bound to it, whoever calls.
-        let others = identity.gateways.iter().filter(|known| known.host != identity.host);
-        let wanted: BTreeSet<Whom> = match identity.role {
-            Role::Gateway => others.map(|known| Whom::One(known.host.clone())).collect(),
-            Role::Member => BTreeSet::from([Whom::Any]),
-        };
         let mut doors = lock(&self.doors);
-        doors.open.retain(|whom, door| {
-            let stays = wanted.contains(whom);
-            if !stays {
-                door.close();
-            }
-            stays
-        });
-        for whom in wanted {
-            if doors.open.contains_key(&whom) {
+        if identity.role == Role::Member {
+            return if doors.open.is_empty() { self.add_door(&mut doors, None) } else { Ok(()) };
+        }
+        let others = identity.gateways.iter().map(|known| &known.host);
+        let wanted: BTreeSet<&HostId> = others.filter(|host| **host != identity.host).collect();
+        for behind in doors.open.iter().filter_map(|door| door.gateway.as_ref()) {
+            behind.send_if_modified(|gateway| {
+                let is_over = gateway.as_ref().is_some_and(|gateway| !wanted.contains(gateway));
+                is_over && gateway.take().is_some()
+            });
+        }
+        let is_first = doors.open.is_empty();
+        for gateway in wanted {
+            if doors.open.iter().any(|door| door.leads_to(Some(gateway))) {
                 continue;
             }
-            let path = self.dir.join(format!("g{}", doors.next));
-            doors.next += 1;
-            let listener = listen_locally(&path);
-            let listener =
-                listener.map_err(|source| LinkError::Local { path: path.clone(), source })?;
-            let shared = Arc::clone(self);
-            let behind = whom.clone();
-            let task = self.spawn(async move {
-                shared.unless_closing(dial::door(Arc::clone(&shared), behind, listener)).await;
-            });
-            let Some(task) = task else { return Ok(()) }; // It is being closed.
-            doors.open.insert(whom, Door { path, task });
+            if !doors.open.iter().any(|door| door.leads_to(None)) {
+                if !is_first {
+                    tracing::warn!(
+                        "no socket is spare for the gateway {gateway}; it dials this host, or restart this node"
+                    );
+                }
+                self.add_door(&mut doors, Some(watch::Sender::new(None)))?;
+            }
+            let spare = doors.open.iter().find(|door| door.leads_to(None));
+            if let Some(behind) = spare.and_then(|door| door.gateway.as_ref()) {
+                behind.send_replace(Some(gateway.clone()));
+            }
         }
+        if is_first {
+            for _ in 0..DOORS_SPARE {
+                self.add_door(&mut doors, Some(watch::Sender::new(None)))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn add_door(
+        self: &Arc<Self>,
+        doors: &mut Doors,
+        gateway: Option<watch::Sender<Option<HostId>>>,
+    ) -> Result<(), LinkError> {
+        let path = self.dir.join(format!("g{}", doors.next));
+        doors.next += 1;
+        let listener = listen_locally(&path);
+        let listener =
+            listener.map_err(|source| LinkError::Local { path: path.clone(), source })?;
+        let whom = gateway.as_ref().map_or(Whom::Any, |behind| Whom::One(behind.subscribe()));
+        let shared = Arc::clone(self);
+        let task = self.spawn(async move {
+            shared.unless_closing(dial::door(Arc::clone(&shared), whom, listener)).await;
+        });
+        if let Some(task) = task {
+            doors.open.push(Door { path, task, gateway });
+        } // Else it is being closed.
         Ok(())
     }
 
