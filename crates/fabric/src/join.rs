@@ -40,8 +40,8 @@ pub const EXCHANGE_TIME_MAX: Duration = Duration::from_secs(10);
 /// Longest request: a token, a name and a key have 2 KiB.
 pub const REQUEST_BYTES_MAX: usize = 16 * 1024;
 
-/// Longest hello or reply: thousands of gateways with their addresses.
-pub const REPLY_BYTES_MAX: usize = 1 << 20;
+/// Longest hello or reply: as many gateways as a host keeps, with the longest addresses.
+pub const REPLY_BYTES_MAX: usize = 4 << 20;
 
 /// Longest explanation of a refusal that is shown.
 const WORDS_CHARS_MAX: usize = 1024;
@@ -196,6 +196,8 @@ pub enum RefusalCode {
     Evicted,
     /// A renewal without a certificate.
     NoCertificate,
+    /// A renewal long before the certificate ends.
+    NotYet,
     /// The gateway cannot, for a reason of its own.
     Internal,
     /// One that this version does not know.

@@ -61,9 +61,6 @@ const BYE_TIME_MAX: Duration = Duration::from_millis(500);
 /// The number of this node's last start, in its state directory.
 const INCARNATION_FILE: &str = "incarnation";
 
-/// The prefix of what the desired state says of evicted certificates.
-const EVICTED: &str = "evicted/";
-
 /// Between two attempts to open a session after one has failed outright.
 const REOPEN_AFTER: Duration = Duration::from_secs(1);
 
@@ -470,7 +467,9 @@ async fn follow(
 /// Whether a change is one of who is evicted, or may be one of who is a gateway. Cards of members come by
 /// the thousand, and looking at all cards for each of them would cost the square of that.
 fn concerns_links(shared: &Shared, identity: &Identity, key: &str) -> bool {
-    let Some(host) = key.strip_prefix(CARDS) else { return key.starts_with(EVICTED) };
+    let Some(host) = key.strip_prefix(CARDS) else {
+        return registry::changes_evicted(&shared.store, key);
+    };
     let card = || serde_json::from_slice::<Card>(&shared.store.value(key)?).ok();
     identity.gateways.iter().any(|gateway| gateway.host.to_string() == host)
         || card().is_some_and(|card| card.role == Role::Gateway)

@@ -174,6 +174,11 @@ impl Peer {
         })
     }
 
+    /// When it was issued, to the second: milliseconds since the Unix epoch.
+    pub fn issued_ms(&self) -> u64 {
+        self.not_before_ms.saturating_add(BACKDATED_MS)
+    }
+
     /// Whether it is time for a new certificate.
     pub fn wants_renewal(&self, now_ms: u64) -> bool {
         now_ms.saturating_add(RENEW_LEFT_MS) >= self.not_after_ms

@@ -317,11 +317,8 @@ async fn what_is_no_request_harms_nobody() {
 async fn a_renewal_keeps_the_names_and_wants_a_good_certificate() {
     let world = World::new(&["192.0.2.1:7081".to_owned()]);
     let token = world.token(|_| ());
-    let peer = names(&world.ask(&Request::Join(request(&token, "osaka/b"))).await.unwrap());
-    let renewal = || {
-        let csr = BASE64.encode(&pki::new_request().unwrap().1);
-        serde_json::to_vec(&Request::Renew(RenewRequest { csr })).unwrap()
-    };
+    let fresh = names(&world.ask(&Request::Join(request(&token, "osaka/b"))).await.unwrap());
+    let peer = due(fresh.clone());
     let refused = async |peer: Option<Peer>, request: &[u8]| {
         world.ask_as(peer, request).await.expect_err("refused").code
     };
@@ -330,6 +327,8 @@ async fn a_renewal_keeps_the_names_and_wants_a_good_certificate() {
     assert_eq!((&renewed.host, renewed.role), (&peer.host, peer.role));
     assert_ne!(renewed.key_id, peer.key_id);
     assert_eq!(refused(Some(peer.clone()), &first).await, RefusalCode::Replayed);
+    assert_eq!(refused(Some(fresh), &renewal()).await, RefusalCode::NotYet);
+    assert_eq!(refused(Some(renewed.clone()), &renewal()).await, RefusalCode::NotYet);
     assert_eq!(refused(None, &renewal()).await, RefusalCode::NoCertificate);
     let beta = Peer { cluster: "beta".parse().unwrap(), ..peer.clone() };
     assert_eq!(refused(Some(beta), &renewal()).await, RefusalCode::WrongCluster);
@@ -337,6 +336,58 @@ async fn a_renewal_keeps_the_names_and_wants_a_good_certificate() {
     for peer in [peer, renewed] {
         assert_eq!(refused(Some(peer), &renewal()).await, RefusalCode::Evicted);
     }
+}
+
+fn renewal() -> Vec<u8> {
+    let csr = BASE64.encode(&pki::new_request().unwrap().1);
+    serde_json::to_vec(&Request::Renew(RenewRequest { csr })).unwrap()
+}
+
+/// A certificate when most of its time is over.
+fn due(peer: Peer) -> Peer {
+    Peer { not_after_ms: now_ms() + pki::RENEW_LEFT_MS, ..peer }
+}
+
+#[tokio::test]
+async fn a_renewal_does_not_outrun_an_eviction() {
+    let world = World::new(&["192.0.2.1:7081".to_owned()]);
+    let token = world.token(|_| ());
+    let peer = due(names(&world.ask(&Request::Join(request(&token, "osaka/b"))).await.unwrap()));
+    // It has a certificate too that this gateway was never told of.
+    let old = Peer { key_id: pki::KeyId::of_public_key(b"another"), ..peer.clone() };
+    registry::evict(&world.store, &peer.host, now_ms() + 1_000).unwrap();
+    for peer in [&peer, &old] {
+        let refusal = world.ask_as(Some(peer.clone()), &renewal()).await.expect_err("evicted");
+        assert_eq!(refusal.code, RefusalCode::Evicted, "{refusal:?}");
+    }
+    // Who joins again, even by a clock that is behind, is somebody else, and stays so when renewed.
+    let token = world.token(|_| ());
+    let again = due(names(&world.ask(&Request::Join(request(&token, "osaka/b"))).await.unwrap()));
+    let renewed = names(&world.ask_as(Some(again.clone()), &renewal()).await.unwrap());
+    let evicted = registry::evicted(&world.store);
+    assert!(evicted.contains(&peer.key_id), "{evicted:?}");
+    assert!(!evicted.contains(&again.key_id) && !evicted.contains(&renewed.key_id), "{evicted:?}");
+}
+
+#[tokio::test]
+async fn an_evicted_host_does_not_come_back_by_a_token_that_it_knows() {
+    let world = World::new(&["192.0.2.1:7081".to_owned()]);
+    let used = world.token(|ask| ask.uses = 3);
+    let other = world.token(|ask| ask.uses = 3);
+    let mut of_host = Identity::clone(&world.identity.load());
+    of_host.host = host("osaka/b");
+    let ask = TokenAsk { dc: None, ttl: HOUR, uses: 1, role: Role::Member };
+    let made_there = token::create(&world.store, &of_host, &ask, now_ms()).unwrap();
+    world.ask(&Request::Join(request(&used, "osaka/b"))).await.unwrap();
+    registry::evict(&world.store, &host("osaka/b"), now_ms()).unwrap();
+    for token in [&used, &made_there] {
+        for name in ["osaka/b", "osaka/c"] {
+            let refusal = refused(&world, request(token, name)).await;
+            assert_eq!(refusal.code, RefusalCode::UsedUp);
+            assert!(refusal.words.contains("evicted") && refusal.words.contains("kumo token"));
+        }
+    }
+    assert!(world.ask(&Request::Join(request(&other, "osaka/b"))).await.is_ok());
 }
 
 /// Serves a desk over TLS, as a gateway does, until the test ends.
@@ -516,8 +567,17 @@ async fn what_is_no_gateway_is_passed_over() {
 async fn a_member_renews_over_tls_until_it_is_evicted() {
     let world = listening().await;
     let token = world.token(|_| ());
-    let before = joined(&world, &token, "osaka/b", Role::Member).await.identity;
+    let fresh = joined(&world, &token, "osaka/b", Role::Member).await.identity;
     let dir = files(&world, "b");
+    let error = renew(&fresh, &dir).await.expect_err("not yet");
+    let JoinError::Refused { refusal, .. } = &error else { panic!("{error:?}") };
+    assert_eq!(refusal.code, RefusalCode::NotYet);
+    // The one that it would have if it had joined 25 days ago.
+    let authority = identity::load_authority(&files(&world, "a")).unwrap().unwrap();
+    let then_ms = now_ms() - 25 * 24 * 3_600_000;
+    let old = Identity::issue(&authority, &fresh.host, Role::Member, then_ms).unwrap();
+    registry::record(&world.store, &old.peer().unwrap()).unwrap();
+    let before = Identity { certificate: old.certificate, key: old.key, ..fresh };
     let renewed = renew(&before, &dir).await.unwrap();
     assert_eq!(renewed.host, before.host);
     assert_ne!(renewed.peer().unwrap().key_id, before.peer().unwrap().key_id);

@@ -27,7 +27,9 @@ use super::{
     RefusalCode, RenewRequest, Reply, Request, VERSION, read_message, wall_ms, write_message,
 };
 use crate::clock::AHEAD_MS_MAX;
-use crate::identity::{Gateway, Identity, IdentityError, check_address, save_certificate};
+use crate::identity::{
+    GATEWAYS_MAX, Gateway, Identity, IdentityError, check_address, save_certificate,
+};
 use crate::pki::{self, Authority, AuthorityError, Peer, PeerError, sha256};
 use crate::token::Token;
 
@@ -41,9 +43,6 @@ const ROUNDS_MAX: u32 = 4;
 
 /// Pause between two rounds.
 const ROUND_PAUSE: Duration = Duration::from_millis(500);
-
-/// Most gateways that are taken from a reply.
-const GATEWAYS_MAX: usize = 1000;
 
 /// What a host wants to be.
 #[derive(Clone, Debug)]
@@ -479,7 +478,8 @@ fn accept(
         _ => None,
     };
     let listens = |address: &String| check_address(address).is_ok();
-    if grant.gateways.len() > GATEWAYS_MAX
+    // The one that answers, and those that it knows.
+    if grant.gateways.len() > GATEWAYS_MAX + 1
         || !grant.gateways.iter().flat_map(|gateway| &gateway.addresses).all(listens)
     {
         return Err(TalkError::Grant("its gateways are too many, or have addresses that are none"));

@@ -94,6 +94,11 @@ fn judge(request: &JoinRequest, known: &Known<'_>) -> Result<(), Refusal> {
                      (`kumo join` does)";
         return refuse(Code::Replayed, &words);
     }
+    if token.uses == 0 {
+        let words = "the token was taken back when a host that had it was evicted; make a new one with \
+                     `kumo token`";
+        return refuse(Code::UsedUp, &words);
+    }
     if known.uses >= token.uses as usize {
         let words = format!(
             "the token has let in {} of {} hosts; make a new one with `kumo token`, with --uses for many",
@@ -217,7 +222,10 @@ impl Desk {
         let authority = room.authority.as_ref().ok_or(RenewError::NoAuthority)?;
         let old = room.identity.load_full();
         let new = Identity::issue(authority, &old.host, old.role, wall_ms())?;
-        record_own(&room.store, &new)?;
+        // Ours can be read: they were loaded, or issued by us.
+        if let (Ok(old), Ok(new)) = (old.peer(), new.peer()) {
+            registry::record_joined(&room.store, &new, registry::joined_ms(&room.store, &old))?;
+        }
         save_certificate(&room.dir, &new.certificate, &new.key)?;
         // Gateways may have become known meanwhile: only these two change.
         room.identity.rcu(|now| Identity {
@@ -363,9 +371,11 @@ impl Room {
             store.put(&format!("{}{key}", uses_prefix(&request.token)), host.to_string().into())?;
             if known.name == NameState::Known {
                 // Who was there before, and comes back, is somebody else now.
-                registry::evict(store, host, now_ms)?;
+                registry::retire(store, host, now_ms)?;
             }
-            registry::record(store, &peer)
+            // The clock that an eviction went by may be ahead of ours.
+            let joined_ms = registry::evicted_ms(store, host).unwrap_or(0).max(now_ms);
+            registry::record_joined(store, &peer, joined_ms)
         };
         kept().map_err(|error| internal(&error))?;
         let role = request.role.name();
@@ -397,7 +407,7 @@ impl Room {
         }
         let (csr, key) = csr(&request.csr)?;
         let _granting = self.granting.lock().unwrap_or_else(PoisonError::into_inner);
-        if registry::is_evicted(&self.store, &peer.key_id) {
+        if registry::is_peer_evicted(&self.store, &peer) {
             let words = format!(
                 "{} was evicted; to come back it must `kumo leave`, and join with a new token",
                 peer.host
@@ -408,10 +418,21 @@ impl Room {
             let words = "this key was certified before; a renewal takes a new one";
             return Err(Refusal::new(RefusalCode::Replayed, words));
         }
-        let certificate = authority.issue(&csr, &peer.host, peer.role, wall_ms());
+        let now_ms = wall_ms();
+        // The clock that it was asked by may be ahead of ours.
+        if !peer.wants_renewal(now_ms.saturating_add(AHEAD_MS_MAX)) {
+            let words =
+                "the certificate is good for long yet; it is renewed in the last third of its time";
+            return Err(Refusal::new(RefusalCode::NotYet, words));
+        }
+        let certificate = authority.issue(&csr, &peer.host, peer.role, now_ms);
         let certificate = certificate.map_err(|error| internal(&error))?;
         let renewed = Peer::of(&certificate).map_err(|error| internal(&error))?;
-        registry::record(&self.store, &renewed).map_err(|error| internal(&error))?;
+        // It is that of the host that joined then, so that an eviction of which nobody here has heard yet
+        // is one of this too.
+        let joined_ms = registry::joined_ms(&self.store, &peer);
+        let recorded = registry::record_joined(&self.store, &renewed, joined_ms);
+        recorded.map_err(|error| internal(&error))?;
         tracing::info!("the certificate of {} is renewed", peer.host);
         Ok(Grant {
             certificate: BASE64.encode(&certificate),

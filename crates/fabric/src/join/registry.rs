@@ -1,8 +1,12 @@
 //! What the cluster remembers of certificates: whom they were issued to, and which are good no more.
 //!
 //! It stands in the desired state, so every gateway knows it, and hears of news in milliseconds.
+//!
+//! A host is evicted by one entry that says when. All its certificates are good no more that go back
+//! to a join before that, the ones too that a gateway which has not heard of it issues later: a renewal
+//! keeps the time of its join. Who joins again is somebody else.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use kumo_abi::HostId;
 use kumo_abi::cluster::Role;
@@ -26,6 +30,16 @@ pub struct Issued {
     pub role: Role,
     /// Its end: milliseconds since the Unix epoch.
     pub not_after_ms: u64,
+    /// When its host joined: the time of the first certificate that this one renews.
+    #[serde(default)]
+    pub joined_ms: u64,
+}
+
+/// A host that was evicted, under `evicted-host/<dc>/<host>`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EvictedHost {
+    /// When: milliseconds since the Unix epoch. Who joined before is good no more.
+    pub at_ms: u64,
 }
 
 /// A certificate that is good no more, under `evicted/<key>`.
@@ -39,12 +53,20 @@ pub struct Evicted {
     pub not_after_ms: u64,
 }
 
+const ISSUED: &str = "issued/";
+const EVICTED: &str = "evicted/";
+const EVICTED_HOST: &str = "evicted-host/";
+
 fn issued_key(key: &KeyId) -> String {
-    format!("issued/{key}")
+    format!("{ISSUED}{key}")
 }
 
 fn evicted_key(key: &KeyId) -> String {
-    format!("evicted/{key}")
+    format!("{EVICTED}{key}")
+}
+
+fn evicted_host_key(host: &HostId) -> String {
+    format!("{EVICTED_HOST}{host}")
 }
 
 /// Where the card of a host is.
@@ -68,13 +90,56 @@ fn records<T: DeserializeOwned>(store: &Store, prefix: &str) -> Vec<(String, T)>
 
 /// The certificates that are good no more. Links look at it at every handshake.
 pub fn evicted(store: &Store) -> BTreeSet<KeyId> {
-    let keys = store.with_prefix("evicted/").into_iter();
-    keys.filter_map(|(key, _)| key.strip_prefix("evicted/")?.parse().ok()).collect()
+    let keys = store.with_prefix(EVICTED).into_iter();
+    let mut evicted: BTreeSet<KeyId> =
+        keys.filter_map(|(key, _)| key.strip_prefix(EVICTED)?.parse().ok()).collect();
+    let hosts: BTreeMap<String, EvictedHost> = records(store, EVICTED_HOST).into_iter().collect();
+    if !hosts.is_empty() {
+        let of_hosts = records::<Issued>(store, ISSUED).into_iter().filter(|(_, issued)| {
+            hosts.get(&issued.host.to_string()).is_some_and(|host| issued.joined_ms < host.at_ms)
+        });
+        evicted.extend(of_hosts.filter_map(|(key, _)| key.parse::<KeyId>().ok()));
+    }
+    evicted
+}
+
+/// Whether a change of what the store holds under `key` may change what [`evicted`] says. Certificates
+/// are issued by the thousand, so for most this costs a look at two entries.
+pub fn changes_evicted(store: &Store, key: &str) -> bool {
+    match key.strip_prefix(ISSUED) {
+        Some(issued) => issued.parse().is_ok_and(|key| is_evicted(store, &key)),
+        None => key.starts_with(EVICTED) || key.starts_with(EVICTED_HOST),
+    }
 }
 
 /// Whether a certificate is good no more.
 pub fn is_evicted(store: &Store, key: &KeyId) -> bool {
     store.value(&evicted_key(key)).is_some()
+        || issued(store, key).is_some_and(|issued| {
+            evicted_ms(store, &issued.host).is_some_and(|at_ms| issued.joined_ms < at_ms)
+        })
+}
+
+/// Whether the certificate that a host shows is good no more, also where nobody has told of it.
+pub fn is_peer_evicted(store: &Store, peer: &Peer) -> bool {
+    is_evicted(store, &peer.key_id)
+        || evicted_ms(store, &peer.host).is_some_and(|at_ms| joined_ms(store, peer) < at_ms)
+}
+
+/// When a host was evicted last: milliseconds since the Unix epoch.
+pub fn evicted_ms(store: &Store, host: &HostId) -> Option<u64> {
+    let value = store.value(&evicted_host_key(host))?;
+    serde_json::from_slice(&value).ok().map(|EvictedHost { at_ms }| at_ms)
+}
+
+/// When the host of a certificate joined. Of one that nobody has told of, the time of its issue: that
+/// may be later, never earlier.
+pub fn joined_ms(store: &Store, peer: &Peer) -> u64 {
+    issued(store, &peer.key_id).map_or(peer.issued_ms(), |issued| issued.joined_ms)
+}
+
+fn issued(store: &Store, key: &KeyId) -> Option<Issued> {
+    serde_json::from_slice(&store.value(&issued_key(key))?).ok()
 }
 
 /// Whether a key was certified before.
@@ -88,39 +153,78 @@ pub fn is_known(store: &Store, host: &HostId, now_ms: u64) -> bool {
         let evicted = key.parse().is_ok_and(|key| is_evicted(store, &key));
         issued.host == *host && issued.not_after_ms > now_ms && !evicted
     };
-    store.value(&card_key(host)).is_some() || records(store, "issued/").iter().any(good)
+    store.value(&card_key(host)).is_some() || records(store, ISSUED).iter().any(good)
 }
 
-/// Remembers a certificate. It is on the disk when this returns.
+/// Remembers the certificate of a host that joined when it was issued. It is on the disk when this
+/// returns.
 ///
 /// # Errors
 /// As [`Store::put`].
 pub fn record(store: &Store, peer: &Peer) -> Result<(), StoreError> {
-    let issued =
-        Issued { host: peer.host.clone(), role: peer.role, not_after_ms: peer.not_after_ms };
+    record_joined(store, peer, peer.issued_ms())
+}
+
+/// Remembers the certificate of a host that joined then. It is on the disk when this returns.
+///
+/// # Errors
+/// As [`Store::put`].
+pub fn record_joined(store: &Store, peer: &Peer, joined_ms: u64) -> Result<(), StoreError> {
+    let Peer { host, role, not_after_ms, .. } = peer.clone();
+    let issued = Issued { host, role, not_after_ms, joined_ms };
     store.put(&issued_key(&peer.key_id), json(&issued))
 }
 
-/// Evicts a host: none of its certificates is good any more, and its name is free. Returns how many
-/// certificates that were. Its links are cut where the state arrives.
+/// Evicts a host: none of its certificates is good any more, nor any token that it came in by or that
+/// was made there, and its name is free. Returns how many certificates that were. Its links are cut
+/// where the state arrives.
 ///
 /// # Errors
 /// As [`Store::put`]; some may be evicted then, and it is safe to try again.
 pub fn evict(store: &Store, host: &HostId, now_ms: u64) -> Result<usize, StoreError> {
-    let mut keys = 0;
-    for (key, issued) in records::<Issued>(store, "issued/") {
-        let Ok(key) = key.parse::<KeyId>() else { continue };
-        if issued.host != *host || issued.not_after_ms <= now_ms || is_evicted(store, &key) {
-            continue;
-        }
-        let evicted =
-            Evicted { host: issued.host, at_ms: now_ms, not_after_ms: issued.not_after_ms };
-        store.put(&evicted_key(&key), json(&evicted))?;
-        keys += 1;
+    // Before: a token that is good when the time of the eviction has passed lets it in again.
+    take_back_tokens(store, host)?;
+    retire(store, host, now_ms)
+}
+
+/// Ends the certificates of a host whose name another takes, and frees the name. Returns how many those
+/// were. The one who comes may have the token of the one who was.
+///
+/// # Errors
+/// As [`Store::put`]; some may be good no more then, and it is safe to try again.
+pub fn retire(store: &Store, host: &HostId, now_ms: u64) -> Result<usize, StoreError> {
+    let is_good = |key: &KeyId, issued: &Issued| {
+        issued.host == *host && issued.not_after_ms > now_ms && !is_evicted(store, key)
+    };
+    let records = records::<Issued>(store, ISSUED).into_iter();
+    let all = records.filter_map(|(key, issued)| Some((key.parse::<KeyId>().ok()?, issued)));
+    let good: Vec<(KeyId, Issued)> = all.filter(|(key, issued)| is_good(key, issued)).collect();
+    // First: from here on no renewal helps, wherever it is asked for.
+    let at_ms = evicted_ms(store, host).map_or(now_ms, |before_ms| before_ms.max(now_ms));
+    store.put(&evicted_host_key(host), json(&EvictedHost { at_ms }))?;
+    // By name too, for those whose clock or version does not see it from that.
+    for (key, issued) in &good {
+        let (host, not_after_ms) = (host.clone(), issued.not_after_ms);
+        store.put(&evicted_key(key), json(&Evicted { host, at_ms: now_ms, not_after_ms }))?;
     }
     // Last: while it is there, the name is not free.
     store.remove(&card_key(host))?;
-    Ok(keys)
+    Ok(good.len())
+}
+
+/// Takes back the tokens that a host came in by or that were made there: it has their secrets, and would
+/// be back with the next join. They stay as tokens for nobody, so that who has one hears why.
+fn take_back_tokens(store: &Store, host: &HostId) -> Result<(), StoreError> {
+    let name = host.to_string();
+    for (id, token) in records::<TokenRecord>(store, "token/") {
+        let uses = || store.with_prefix(&format!("token-use/{id}/"));
+        let is_known_there =
+            token.by == *host || uses().iter().any(|(_, user)| *user == name.as_bytes());
+        if token.uses > 0 && is_known_there {
+            store.put(&format!("token/{id}"), json(&TokenRecord { uses: 0, ..token }))?;
+        }
+    }
+    Ok(())
 }
 
 /// Forgets what ended long ago: certificates, evictions of them, tokens and their uses.
@@ -129,14 +233,20 @@ pub fn evict(store: &Store, host: &HostId, now_ms: u64) -> Result<usize, StoreEr
 /// As [`Store::remove`]; the rest is forgotten the next time.
 pub fn sweep(store: &Store, now_ms: u64) -> Result<(), StoreError> {
     let is_over = |end_ms: u64| end_ms.saturating_add(KEEP_MS) < now_ms;
-    for (key, evicted) in records::<Evicted>(store, "evicted/") {
+    for (key, evicted) in records::<Evicted>(store, EVICTED) {
         if is_over(evicted.not_after_ms) {
-            store.remove(&format!("evicted/{key}"))?;
+            store.remove(&format!("{EVICTED}{key}"))?;
         }
     }
-    for (key, issued) in records::<Issued>(store, "issued/") {
+    for (host, evicted) in records::<EvictedHost>(store, EVICTED_HOST) {
+        // The last certificate of before has ended then.
+        if is_over(evicted.at_ms.saturating_add(NODE_MS)) {
+            store.remove(&format!("{EVICTED_HOST}{host}"))?;
+        }
+    }
+    for (key, issued) in records::<Issued>(store, ISSUED) {
         if is_over(issued.not_after_ms) {
-            store.remove(&format!("issued/{key}"))?;
+            store.remove(&format!("{ISSUED}{key}"))?;
         }
     }
     for (id, token) in records::<TokenRecord>(store, "token/") {
@@ -158,6 +268,7 @@ pub fn token(store: &Store, id: &crate::token::TokenId) -> Option<TokenRecord> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pki::BACKDATED_MS;
 
     const NOW_MS: u64 = 1_800_000_000_000;
 
@@ -167,7 +278,7 @@ mod tests {
             host: host.parse().expect("a host"),
             role: Role::Member,
             key_id: KeyId::of_public_key(&[number]),
-            not_before_ms: NOW_MS,
+            not_before_ms: NOW_MS - BACKDATED_MS,
             not_after_ms: NOW_MS + NODE_MS,
         }
     }
@@ -190,6 +301,33 @@ mod tests {
     }
 
     #[test]
+    fn what_is_recorded_after_an_eviction_is_evicted_if_its_host_joined_before() {
+        let store = Store::in_memory("tokyo/a".parse().expect("a host"));
+        let first = peer("tokyo/b", 1);
+        record(&store, &first).expect("kept");
+        let at_ms = NOW_MS + 10;
+        assert_eq!(evict(&store, &first.host, at_ms).expect("evicted"), 1);
+        // A gateway that had not heard of it has renewed: the news of that come late.
+        let (late, never_told, again) =
+            (peer("tokyo/b", 2), peer("tokyo/b", 3), peer("tokyo/b", 4));
+        record_joined(&store, &late, joined_ms(&store, &first)).expect("kept");
+        record_joined(&store, &again, at_ms).expect("kept");
+        let other = peer("tokyo/c", 5);
+        record(&store, &other).expect("kept");
+        assert_eq!(evicted(&store), BTreeSet::from([first.key_id, late.key_id]));
+        assert!(is_peer_evicted(&store, &never_told), "its time tells");
+        assert!(!is_peer_evicted(&store, &again) && !is_peer_evicted(&store, &other));
+        let told = [(&first, true), (&late, true), (&again, false), (&other, false)];
+        for (peer, want) in told {
+            assert_eq!(changes_evicted(&store, &issued_key(&peer.key_id)), want, "{peer:?}");
+        }
+        assert!(changes_evicted(&store, &evicted_host_key(&first.host)));
+        // An eviction by a clock that is behind takes nothing of it back.
+        assert_eq!(evict(&store, &first.host, NOW_MS).expect("evicted"), 1);
+        assert_eq!(evicted_ms(&store, &first.host), Some(at_ms));
+    }
+
+    #[test]
     fn what_ended_long_ago_is_forgotten() {
         let store = Store::in_memory("tokyo/a".parse().expect("a host"));
         let b = peer("tokyo/b", 1);
@@ -208,7 +346,7 @@ mod tests {
         let keys = |store: &Store| store.with_prefix("").len();
         let end_ms = NOW_MS + NODE_MS + KEEP_MS;
         sweep(&store, end_ms).expect("swept");
-        assert_eq!(keys(&store), 4, "not yet");
+        assert_eq!(keys(&store), 5, "not yet");
         sweep(&store, end_ms + 1).expect("swept");
         assert_eq!(keys(&store), 0, "{:?}", store.with_prefix(""));
     }

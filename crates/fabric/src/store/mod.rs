@@ -38,7 +38,7 @@ const SWEEP_MS: u64 = 60 * 1000;
 /// Keys under these prefixes are only ever added, so an old copy of them brings nothing back that
 /// others have removed. They stay when a node starts over: an evicted certificate must not be good
 /// again because hosts were switched off for a week.
-const ADDED_ONLY: [&str; 3] = ["evicted/", "issued/", "token-use/"];
+const ADDED_ONLY: [&str; 4] = ["evicted/", "evicted-host/", "issued/", "token-use/"];
 
 /// Why the state was not opened or not changed.
 #[derive(Debug, thiserror::Error)]
@@ -580,18 +580,18 @@ mod tests {
         assert!(store.value("alone").is_some(), "nobody else could have removed it");
         let at_ms = (store.wall)();
         let theirs = |key: &str| (key.to_owned(), entry(at_ms, "b", Some("theirs")));
-        assert_eq!(store.take_in(vec![theirs("spec/x"), theirs("evicted/1")]).newer, 2);
+        assert_eq!(store.take_in(vec![theirs("spec/x"), theirs("evicted/1"), theirs("evicted-host/x/y")]).newer, 3);
         time.add(1);
         store.put("since", b"mine".to_vec()).expect("a put");
         drop(store);
         time.add(TOMBSTONE_MS - 2);
-        assert_eq!(open().with_prefix("").len(), 4, "not yet");
+        assert_eq!(open().with_prefix("").len(), 5, "not yet");
         time.add(1);
         let store = open();
         let keys: Vec<_> = store.with_prefix("").into_iter().map(|(key, _)| key).collect();
-        assert_eq!(keys, ["evicted/1", "since"]);
+        assert_eq!(keys, ["evicted-host/x/y", "evicted/1", "since"]);
         drop(store);
-        assert_eq!(open().with_prefix("").len(), 2, "and it is so in the file");
+        assert_eq!(open().with_prefix("").len(), 3, "and it is so in the file");
         let names = names(directory.path());
         assert!(names.len() == 2 && names[1].starts_with("store.redb.away-"), "{names:?}");
     }
