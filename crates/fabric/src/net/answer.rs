@@ -8,8 +8,8 @@ use kumo_abi::HostId;
 use kumo_abi::cluster::HostOutcome;
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, timeout_at};
-use zenoh::Session;
 use zenoh::query::{Query, Queryable};
+use zenoh::{Session, Wait as _};
 
 use crate::ask::{Ask, Part};
 use crate::net::question;
@@ -95,6 +95,12 @@ pub(crate) async fn answer_asks(
     session.declare_queryable(key).callback(callback).await
 }
 
+/// Sends an answer. Zenoh blocks where the other side is slower than we: that must not keep other tasks
+/// of this thread from running.
+fn send(reply: impl FnOnce() -> zenoh::Result<()>) -> zenoh::Result<()> {
+    tokio::task::block_in_place(reply)
+}
+
 /// Names are listed with a line each: no name holds a line's end.
 pub(crate) fn list_hosts<'h>(hosts: impl Iterator<Item = &'h HostId>) -> Vec<u8> {
     let names: Vec<&str> = hosts.map(|id| id.host.as_str()).collect();
@@ -115,9 +121,9 @@ async fn answer(shared: Arc<Shared>, query: Query) {
         Err(_) => Err("it answers too many questions already; ask again".to_owned()),
     };
     let sent = match said {
-        Ok(answer) => query.reply(key, answer.as_ref()).await,
+        Ok(answer) => send(|| query.reply(key, answer.as_ref()).wait()),
         // A refusal has no key: its first line says whose it is.
-        Err(why) => query.reply_err(format!("{}\n{why}", shared.me)).await,
+        Err(why) => send(|| query.reply_err(format!("{}\n{why}", shared.me)).wait()),
     };
     if let Err(error) = sent {
         tracing::debug!("an answer could not be sent: {error}");
@@ -189,7 +195,7 @@ async fn relay(shared: Arc<Shared>, query: Query) {
         }
         merge_time = (merge_time * 2).min(MERGE_TIME.1);
         for part in std::mem::take(&mut batch).merged(&shared, &request).await {
-            if query.reply(&key, encode_part(&part)).await.is_err() {
+            if send(|| query.reply(&key, encode_part(&part)).wait()).is_err() {
                 return; // Nobody listens any more.
             }
         }

@@ -13,7 +13,8 @@ use std::path::{Path, PathBuf};
 
 use kumo_abi::cluster::Role;
 use kumo_abi::{ClusterName, HostId};
-use zenoh::Config;
+use tokio::task::spawn_blocking;
+use zenoh::{Config, Wait as _};
 
 /// A connection on which nothing came for so long is dead. Frozen hosts are seen as dead by it, and
 /// cut links as cut.
@@ -29,6 +30,10 @@ const RETRY_MS: (u64, u64) = (20, 400);
 
 /// Opening a connection takes a few round trips around the world at most.
 const OPEN_MS_MAX: u64 = 4_000;
+
+/// A member's attempt to open its session takes no longer where no gateway can be reached: a node that is
+/// told to stop meanwhile waits for it.
+const CLIENT_OPEN_MS_MAX: u64 = 1_500;
 
 /// Connections of a gateway; that of each member of its data centre, and of each other gateway.
 pub(crate) const SESSIONS_MAX: u64 = 4_000;
@@ -52,9 +57,10 @@ fn config(role: Role, listen: Option<&Path>, connect: &[PathBuf]) -> zenoh::Resu
         ("mode", serde_json::json!(mode)),
         ("listen/endpoints", serde_json::json!(listen)),
         ("connect/endpoints", serde_json::json!(connect)),
-        // For ever: a host that starts cut off joins when it can.
-        ("connect/timeout_ms", serde_json::json!(-1)),
-        ("connect/exit_on_failure", serde_json::json!(false)),
+        // A gateway dials in the background, for ever. A member's session opens when it is connected; that
+        // blocks a thread, so it is given up and tried again.
+        ("connect/timeout_ms", serde_json::json!({"router": -1, "client": CLIENT_OPEN_MS_MAX})),
+        ("connect/exit_on_failure", serde_json::json!({"router": false, "client": true})),
         (
             "connect/retry",
             serde_json::json!({
@@ -181,16 +187,20 @@ impl Keys {
     }
 }
 
-/// Opens a session. It may take for ever where no gateway can be reached.
+/// Opens a session.
+///
+/// Zenoh's `open` is a future in name only: it blocks until a member is connected. So it runs where
+/// blocking is fine.
 ///
 /// # Errors
-/// Zenoh's words.
+/// Zenoh's words; on a member also when no gateway was reached within [`CLIENT_OPEN_MS_MAX`].
 pub(crate) async fn open(
     role: Role,
     listen: Option<&Path>,
     connect: &[PathBuf],
 ) -> zenoh::Result<zenoh::Session> {
-    zenoh::open(config(role, listen, connect)?).await
+    let config = config(role, listen, connect)?;
+    spawn_blocking(move || zenoh::open(config).wait()).await?
 }
 
 #[cfg(test)]
