@@ -61,8 +61,8 @@ const BYE_TIME_MAX: Duration = Duration::from_millis(500);
 /// The number of this node's last start, in its state directory.
 const INCARNATION_FILE: &str = "incarnation";
 
-/// Between two attempts to open a session after one has failed outright.
-const REOPEN_AFTER: Duration = Duration::from_secs(1);
+/// Between two attempts to open a session.
+const REOPEN_AFTER: Duration = Duration::from_millis(200);
 
 /// How a node takes part.
 #[derive(Debug)]
@@ -382,7 +382,13 @@ async fn connect(
             }
             Err(error) => {
                 shared.set_session(None);
-                tracing::error!("the fabric's session could not be opened: {error}");
+                match shared.role {
+                    Role::Gateway => {
+                        tracing::error!("the fabric's session cannot be opened: {error}")
+                    }
+                    // The links say why no gateway can be reached, and not at every attempt.
+                    Role::Member => tracing::debug!("no session: {error}"),
+                }
                 tokio::time::sleep(REOPEN_AFTER).await;
             }
         }
