@@ -6,8 +6,8 @@
 mod support;
 
 use std::collections::BTreeMap;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use kumo_abi::HostId;
@@ -56,11 +56,18 @@ impl Cluster {
 
     /// Names a gateway, so that others know where it will be.
     fn plan_gateway(&mut self, host: &HostId) {
-        // The kernel finds a free port; it is ours until the gateway listens there.
-        let socket = TcpListener::bind("127.0.0.1:0").unwrap();
-        let addresses = vec![socket.local_addr().unwrap().to_string()];
+        let addresses = vec![own_address()];
         self.gateways.push(Gateway { host: host.clone(), addresses });
     }
+}
+
+/// Where a gateway can listen: an address of loopback that this process alone uses, so that nobody takes
+/// the port between now and then, or after the gateway is gone. Numbers of processes have 22 bits.
+fn own_address() -> String {
+    static PORT: AtomicU16 = AtomicU16::new(7081);
+    let [_, high, middle, low] = std::process::id().to_be_bytes();
+    let port = PORT.fetch_add(1, Ordering::Relaxed);
+    format!("127.{}.{middle}.{low}:{port}", 128 | high)
 }
 
 fn now_ms() -> u64 {

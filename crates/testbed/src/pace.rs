@@ -25,8 +25,7 @@ pub struct Pace {
 
 impl Pace {
     /// Starts to look.
-    #[expect(clippy::new_without_default, reason = "a default that starts a thread would surprise")]
-    pub fn new() -> Pace {
+    pub fn watch() -> Pace {
         let (stop, stopped) = channel::<()>();
         let look = move || {
             let mut latest = Duration::ZERO;

@@ -181,7 +181,7 @@ impl Watch {
             })
         };
         let threads = observers.iter().map(watch).collect();
-        Watch { stop, threads, pace: Pace::new() }
+        Watch { stop, threads, pace: Pace::watch() }
     }
 
     /// What nobody should have been shown as; `None` when that says nothing.
@@ -276,7 +276,7 @@ fn a_restarted_node_shows_nobody_dead_who_lives() {
     for restarted in ["osaka/b", "osaka/a"].map(host) {
         judged(|| {
             cluster.kill(&restarted).unwrap();
-            let pace = Pace::new();
+            let pace = Pace::watch();
             cluster.up(&restarted).unwrap();
             let mut wrong = BTreeSet::new();
             cluster.until("the restarted node sees all alive", |cluster| {
