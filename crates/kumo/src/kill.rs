@@ -236,6 +236,17 @@ pub fn run(args: &Kill, out: &mut Output) -> Result<Exit, CommandError> {
                     named as tokyo/a/4711";
         return Err(CommandError::Usage(what.to_owned()));
     }
+    let is_far = |named: &Named| named.host.is_some();
+    let names_node = args.at.node.is_some() || args.at.run_dir.is_some();
+    if names_node
+        && !args.hosts.is_many()
+        && !(args.filter.is_none() && args.targets.iter().all(is_far))
+    {
+        // Else a number that was meant for a process there would hit one here.
+        let what = "--node and --run-dir say whom to ask about other hosts; name the host of each \
+                    process, as in tokyo/a/4711, or leave them out to signal processes of this host";
+        return Err(CommandError::Usage(what.to_owned()));
+    }
     let own = std::process::id() as i32;
     let mut exit = Exit::Done;
     let chosen: Vec<Named> = match &args.filter {

@@ -385,10 +385,11 @@ fn some_hit_and_some_not_is_partial() {
 fn kill_spares_what_nobody_means() {
     let animal = sleeper("kumo-spared");
     let pid = animal.pid().to_string();
-    let cases: [&[&str]; 6] = [
+    let cases: [&[&str]; 7] = [
         &["kill", &pid, "0"],
         &["kill", &pid, "--", "-1"],
         &["kill", &pid, "1"],
+        &["kill", &pid, "--run-dir", "/nowhere"],
         &["kill", "-s", "NOPE", &pid],
         &["kill", "-99", &pid],
         &["kill"],
