@@ -26,7 +26,10 @@ use k2i::{CollectorChoice, Engine, EngineConfig, OpenError};
 use kumo_abi::cluster::HostInfo;
 use kumo_abi::{ClusterName, HostId};
 use kumo_fabric::identity::{Identity, IdentityError};
+use kumo_fabric::link::LinkError;
+use kumo_fabric::store::StoreError;
 use kumo_fabric::{Fabric, FabricConfig};
+use tokio::net::TcpSocket;
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -37,8 +40,7 @@ use answer::HostAnswerer;
 pub use api::{GATHER_BYTES_MAX, GATHERS_MAX};
 pub use dirs::{DirError, Dirs, SYSTEM_RUN_DIR, SYSTEM_STATE_DIR, default_dirs, socket_path};
 pub use k2i::options::DC_DEFAULT;
-use lock::Lock;
-pub use lock::LockError;
+pub use lock::{Lock, LockError};
 pub use names::{NameError, host_id};
 pub use signals::Signals;
 use web::{Web, card};
@@ -108,6 +110,33 @@ pub enum StartError {
     Runtime(#[source] io::Error),
 }
 
+impl StartError {
+    /// Whether it may be over in a moment, without anybody doing something: what is there is in use, as
+    /// by threads of a node that has just stopped.
+    pub fn may_pass(&self) -> bool {
+        match self {
+            StartError::Lock(LockError::Held { .. })
+            | StartError::Bind(BindError::Taken { .. } | BindError::SocketTaken(_))
+            | StartError::Fabric(kumo_fabric::OpenError::Store(StoreError::InUse { .. })) => true,
+            StartError::Fabric(kumo_fabric::OpenError::Link(LinkError::Listen {
+                source, ..
+            })) => source.kind() == io::ErrorKind::AddrInUse,
+            _ => false,
+        }
+    }
+}
+
+/// Whether a gateway could listen there for other hosts. It takes nothing from who asks at the same
+/// time: the port is bound for a moment, and nobody listens.
+///
+/// # Errors
+/// What the system says: somebody listens there, it is no address of this host, or not for us.
+pub fn check_free(address: SocketAddr) -> io::Result<()> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)
+}
+
 /// What ended a wait for the end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Waited {
@@ -144,17 +173,51 @@ impl Node {
     /// # Errors
     /// See [`StartError`].
     pub fn start(config: &NodeConfig) -> Result<Node, StartError> {
+        Node::begin(config, true)
+    }
+
+    /// Starts a node that takes no part in its cluster: better this host alone than nothing, where the
+    /// way to the others is not there.
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub fn start_alone(config: &NodeConfig) -> Result<Node, StartError> {
+        Node::begin(config, false)
+    }
+
+    /// Whether a node of a cluster could start where one is alone, as far as that is known without
+    /// trying.
+    pub fn may_take_part(config: &NodeConfig) -> bool {
+        let (dc, host) = (config.dc.as_deref(), config.host.as_deref());
+        match Identity::load(&config.dirs.state.join(FABRIC_DIR)) {
+            Ok(Some(identity)) => {
+                names::certified(&identity.host, dc, host).is_ok()
+                    && identity.listen.is_none_or(|listen| check_free(listen).is_ok())
+            }
+            Ok(None) => true,
+            Err(_) => false,
+        }
+    }
+
+    fn begin(config: &NodeConfig, takes_part: bool) -> Result<Node, StartError> {
         if let (Listen::Tcp(address), false) = (&config.listen, config.insecure) {
             check_exposure(*address, config.tls.is_some())?;
         }
         let tls = config.tls.as_ref().map(load).transpose()?;
         let locks = take(&config.dirs)?;
         let fabric_dir = config.dirs.state.join(FABRIC_DIR);
-        let identity = Identity::load(&fabric_dir)?;
         let (dc, host) = (config.dc.as_deref(), config.host.as_deref());
-        let me = match &identity {
-            Some(identity) => names::certified(&identity.host, dc, host)?,
-            None => host_id(dc, host)?,
+        let (identity, me) = match Identity::load(&fabric_dir) {
+            Ok(Some(identity)) if takes_part => {
+                let me = names::certified(&identity.host, dc, host)?;
+                (Some(identity), me)
+            }
+            // It keeps its name, where nobody says that it has another.
+            Ok(Some(Identity { host, .. })) if config.dc.is_none() && config.host.is_none() => {
+                (None, host)
+            }
+            Err(error) if takes_part => return Err(error.into()),
+            Ok(_) | Err(_) => (None, host_id(dc, host)?),
         };
         let engine = Arc::new(Engine::open(EngineConfig {
             collector: config.collector,
@@ -323,7 +386,7 @@ fn take(dirs: &Dirs) -> Result<Vec<Lock>, StartError> {
     // mode of ours.
     dirs::create_private(&dirs.run)?;
     dirs::create_private(&dirs.state)?;
-    let state = Lock::take(&dirs.state.join("lock"), &dirs.state)?;
+    let state = Lock::of_state(&dirs.state)?;
     let run = Lock::take(&dirs.run.join("run.lock"), &dirs.run)?;
     Ok(vec![state, run])
 }

@@ -41,11 +41,19 @@ fn of(pid: Option<u32>) -> String {
 
 /// A lock that is held until it is dropped, or its process ends.
 #[derive(Debug)]
-pub(crate) struct Lock {
+pub struct Lock {
     file: File,
 }
 
 impl Lock {
+    /// Takes the lock of a state directory, as a node does for as long as it runs on it.
+    ///
+    /// # Errors
+    /// See [`LockError`].
+    pub fn of_state(dir: &Path) -> Result<Lock, LockError> {
+        Lock::take(&dir.join("lock"), dir)
+    }
+
     /// Takes the lock of `dir`, which is the file `path`.
     ///
     /// # Errors

@@ -40,6 +40,11 @@ impl Signals {
         Ok(Signals { told })
     }
 
+    /// Whether one has come.
+    pub fn has_come(&self) -> bool {
+        *self.told.borrow()
+    }
+
     pub(crate) fn told(&self) -> watch::Receiver<bool> {
         self.told.clone()
     }

@@ -50,7 +50,14 @@ async fn token(State(shared): State<Shared>, request: Request) -> Reply {
     let NewToken { dc, ttl_s, uses, gateway } = read(request).await?;
     let role = if gateway { Role::Gateway } else { Role::Member };
     let ask = TokenAsk { dc, ttl: Duration::from_secs(ttl_s), uses, role };
-    let token = fabric(&shared)?.token(ask).await.map_err(|error| {
+    let fabric = fabric(&shared)?;
+    if gateway && fabric.identity().role == Role::Member {
+        // Who makes it vouches for it: with a gateway's token comes the key of the authority.
+        let detail = "tokens for gateways are made on a gateway; this host is a member";
+        let title = "A member makes no tokens for gateways";
+        return Err(Refused::new(StatusCode::FORBIDDEN, "not-a-gateway", title, detail));
+    }
+    let token = fabric.token(ask).await.map_err(|error| {
         let (status, name, title) = match error {
             TokenError::NoAddress => {
                 (StatusCode::CONFLICT, "no-address", "Nobody could use the token")

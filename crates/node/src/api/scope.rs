@@ -141,7 +141,8 @@ mod tests {
             host("tokyo/a", HostState::Dead),
             host("tokyo/b", HostState::CutOff),
         ];
-        let cases: [(&[(&str, &str)], &str, &str); 7] = [
+        type Case<'a> = (&'a [(&'a str, &'a str)], &'a str, &'a str);
+        let cases: [Case<'_>; 7] = [
             (&[], "osaka/a tokyo/a tokyo/b", ""),
             (&[("dc", "tokyo, nowhere"), ("limit", "3")], "tokyo/a tokyo/b", ""),
             (&[("where", "host == 'a'")], "osaka/a tokyo/a", ""),
