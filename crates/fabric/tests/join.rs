@@ -390,6 +390,24 @@ async fn an_evicted_host_does_not_come_back_by_a_token_that_it_knows() {
     assert!(world.ask(&Request::Join(request(&other, "osaka/b"))).await.is_ok());
 }
 
+#[tokio::test]
+async fn those_without_a_certificate_keep_no_host_from_renewing() {
+    let world = World::new(&["192.0.2.1:7081".to_owned()]);
+    let token = world.token(|_| ());
+    let peer = due(names(&world.ask(&Request::Join(request(&token, "osaka/b"))).await.unwrap()));
+    let mut silent = Vec::new();
+    while world.ask_as(None, b"").await.expect_err("no request").code != RefusalCode::Busy {
+        silent.push(world.talk(None).await);
+        assert!(silent.len() < 1_000, "there is no limit");
+    }
+    assert!(world.ask_as(Some(peer.clone()), &renewal()).await.is_ok(), "from the same address");
+    registry::evict(&world.store, &peer.host, now_ms()).unwrap();
+    let refusal =
+        world.ask_as(Some(peer), &renewal()).await.expect_err("evicted, and so a stranger");
+    assert_eq!(refusal.code, RefusalCode::Busy);
+    drop(silent);
+}
+
 /// Serves a desk over TLS, as a gateway does, until the test ends.
 fn serve(world: &World, listener: TcpListener) {
     let identity = world.identity.load_full();

@@ -6,14 +6,17 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::io;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use data_encoding::BASE64;
 use kumo_abi::cluster::Role;
 use kumo_abi::{ClusterName, HostId};
+use tokio::io::AsyncReadExt as _;
 use tokio::time::timeout;
 
 use super::registry;
@@ -28,12 +31,20 @@ use crate::pki::{self, Authority, AuthorityError, KeyId, Peer};
 use crate::store::{Store, StoreError};
 use crate::token::{TokenRecord, uses_prefix};
 
-/// Most conversations at once. Each costs a few KiB, and a good one is over in milliseconds.
-const CONVERSATIONS_MAX: usize = 256;
+/// Most conversations at once with those who have no certificate. Each costs a few KiB, and a good one
+/// is over in milliseconds.
+const STRANGERS_MAX: usize = 192;
 
-/// Most conversations at once with one address, so that one machine that keeps them open keeps nobody
-/// else out.
-const CONVERSATIONS_OF_ADDRESS_MAX: usize = 32;
+/// Most conversations at once with hosts that have one: strangers, however many, keep no host from
+/// renewing.
+const HOSTS_MAX: usize = 64;
+
+/// Most conversations of either kind at once with one address, so that one machine that keeps them open
+/// keeps nobody else out.
+const OF_ADDRESS_MAX: usize = 32;
+
+/// So long the other side may take to hear that there is no place for it.
+const BUSY_TIME_MAX: Duration = Duration::from_secs(1);
 
 /// What is known of a name that somebody wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -147,7 +158,8 @@ pub type IsAlive = Box<dyn Fn(&HostId) -> bool + Send + Sync>;
 /// Who answers those that want to join this gateway's cluster.
 pub struct Desk {
     room: Arc<Room>,
-    talking: Arc<Mutex<Talking>>,
+    strangers: Arc<Mutex<Talking>>,
+    hosts: Arc<Mutex<Talking>>,
 }
 
 /// What blocks: it is used on threads that may.
@@ -201,7 +213,9 @@ impl Desk {
         registry::sweep(&store, wall_ms())?;
         let granting = Mutex::new(());
         let room = Room { dir, identity, store, authority, is_alive, granting };
-        Ok(Desk { room: Arc::new(room), talking: Arc::default() })
+        let strangers = Arc::new(Mutex::new(Talking::up_to(STRANGERS_MAX)));
+        let hosts = Arc::new(Mutex::new(Talking::up_to(HOSTS_MAX)));
+        Ok(Desk { room: Arc::new(room), strangers, hosts })
     }
 
     /// Forgets what ended long ago. Blocks for the disk.
@@ -252,9 +266,16 @@ pub fn record_own(store: &Store, identity: &Identity) -> Result<(), StoreError> 
 impl JoinDesk for Desk {
     fn serve(&self, mut stream: BoxedStream, peer: Option<Peer>, from: SocketAddr) -> Serving<'_> {
         Box::pin(async move {
-            let place = Place::take(&self.talking, from.ip());
-            let talk = talk(&self.room, &mut stream, peer, from, place.is_some());
-            match timeout(EXCHANGE_TIME_MAX, talk).await {
+            let is_good = |peer: &Peer| !registry::is_peer_evicted(&self.room.store, peer);
+            let is_host = peer.as_ref().is_some_and(is_good);
+            let places = if is_host { &self.hosts } else { &self.strangers };
+            let Some(_place) = Place::take(places, from.ip()) else {
+                tracing::debug!("{from} asked to join and was told to wait");
+                // In any case it is turned away.
+                let _ = timeout(BUSY_TIME_MAX, turn_away(&self.room, &mut stream)).await;
+                return;
+            };
+            match timeout(EXCHANGE_TIME_MAX, talk(&self.room, &mut stream, peer, from)).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => tracing::debug!("{from} asked to join and broke off: {error}"),
                 Err(_) => tracing::debug!("{from} asked to join and fell silent"),
@@ -263,20 +284,25 @@ impl JoinDesk for Desk {
     }
 }
 
+/// Tells one for whom there is no place to come again.
+async fn turn_away(room: &Room, stream: &mut BoxedStream) -> io::Result<()> {
+    let hello = room.hello();
+    write_message(stream, &hello).await?;
+    let words = format!("{} is talking with too many hosts; try again in a moment", hello.host);
+    let busy = Refusal::new(RefusalCode::Busy, words);
+    write_message(stream, &Reply::Refused(busy)).await?;
+    // Until the other side hangs up: what it says to a closed connection breaks that before it has heard.
+    tokio::io::copy(&mut stream.take(REQUEST_BYTES_MAX as u64), &mut tokio::io::sink()).await?;
+    Ok(())
+}
+
 async fn talk(
     room: &Arc<Room>,
     stream: &mut BoxedStream,
     peer: Option<Peer>,
     from: SocketAddr,
-    has_place: bool,
 ) -> Result<(), FrameError> {
-    let hello = room.hello();
-    write_message(stream, &hello).await?;
-    if !has_place {
-        let words = format!("{} is talking with too many hosts; try again in a moment", hello.host);
-        let busy = Refusal::new(RefusalCode::Busy, words);
-        return Ok(write_message(stream, &Reply::Refused(busy)).await?);
-    }
+    write_message(stream, &room.hello()).await?;
     let result = match read_message::<Request>(stream, REQUEST_BYTES_MAX).await {
         Ok(request) => {
             let room = Arc::clone(room);
@@ -456,10 +482,25 @@ fn gateways(identity: &Identity) -> Vec<Gateway> {
 }
 
 /// Conversations by address.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Talking {
     all: usize,
+    all_max: usize,
     of: HashMap<IpAddr, usize>,
+}
+
+impl Talking {
+    fn up_to(all_max: usize) -> Talking {
+        Talking { all: 0, all_max, of: HashMap::new() }
+    }
+}
+
+/// What counts as one address: of IPv6 a network of 64 bits, for that is what one machine has.
+fn counted(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(_) => address,
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
+    }
 }
 
 /// A place among the conversations, given back when dropped.
@@ -470,9 +511,10 @@ struct Place {
 
 impl Place {
     fn take(talking: &Arc<Mutex<Talking>>, address: IpAddr) -> Option<Place> {
+        let address = counted(address);
         let mut now = talking.lock().unwrap_or_else(PoisonError::into_inner);
         let of_address = now.of.get(&address).copied().unwrap_or(0);
-        if now.all >= CONVERSATIONS_MAX || of_address >= CONVERSATIONS_OF_ADDRESS_MAX {
+        if now.all >= now.all_max || of_address >= OF_ADDRESS_MAX {
             return None;
         }
         now.all += 1;
@@ -494,8 +536,6 @@ impl Drop for Place {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::token::{Token, TokenAsk, create, token_key};
 
@@ -652,18 +692,26 @@ mod tests {
 
     #[test]
     fn one_address_keeps_nobody_else_out() {
-        let talking = Arc::default();
+        let talking = Arc::new(Mutex::new(Talking::up_to(STRANGERS_MAX)));
         let [loud, other]: [IpAddr; 2] = [[192, 0, 2, 1].into(), [192, 0, 2, 2].into()];
         let mut places: Vec<Place> = Vec::new();
         while let Some(place) = Place::take(&talking, loud) {
             places.push(place);
         }
-        assert_eq!(places.len(), CONVERSATIONS_OF_ADDRESS_MAX);
+        assert_eq!(places.len(), OF_ADDRESS_MAX);
         assert!(Place::take(&talking, other).is_some());
         places.pop();
         assert!(Place::take(&talking, loud).is_some(), "given back");
         drop(places);
-        let now = talking.lock().expect("no panic");
-        assert_eq!((now.all, now.of.len()), (0, 0));
+        {
+            let now = talking.lock().expect("no panic");
+            assert_eq!((now.all, now.of.len()), (0, 0));
+        }
+        let of_network = |last: u16| IpAddr::from([0x2001, 0xdb8, 0, 7, 0, 0, 0, last]);
+        let one_network = (0..).map_while(|last| Place::take(&talking, of_network(last)));
+        assert_eq!(one_network.collect::<Vec<Place>>().len(), OF_ADDRESS_MAX);
+        let all = (0..=u8::MAX).map(|last| [198, 51, 100, last].into());
+        let places: Vec<Place> = all.map_while(|from| Place::take(&talking, from)).collect();
+        assert_eq!(places.len(), STRANGERS_MAX);
     }
 }

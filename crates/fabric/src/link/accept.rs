@@ -184,7 +184,8 @@ async fn join(shared: &Arc<Shared>, peer: Option<Peer>, stream: TlsStream<Tcp>, 
         );
         return;
     };
-    let Ok(_place) = shared.joins.try_acquire() else {
+    let places = if peer.is_some() { &shared.renewals } else { &shared.joins };
+    let Ok(_place) = places.try_acquire() else {
         shared.say(&whom.to_string(), format_args!("{whom} was refused: too many join at once"));
         return;
     };

@@ -67,8 +67,12 @@ const DOORS_SPARE: usize = 8;
 /// busy.
 const HANDSHAKE_MAX: Duration = Duration::from_secs(5);
 
-/// Hosts that ask for a certificate at once.
-const JOINS_MAX: usize = 64;
+/// Who asks for a certificate at once and has none: more than the desk talks with, for it refuses the
+/// rest in words.
+const JOINS_MAX: usize = 512;
+
+/// Who asks for a certificate at once and shows one: a place that nobody can take who has none.
+const RENEWALS_MAX: usize = 128;
 
 /// Ends that a slow reader may be behind before it misses some.
 const ENDS_MAX: usize = 4_096;
@@ -226,6 +230,7 @@ impl Links {
             said: Mutex::default(),
             handshakes: Mutex::default(),
             joins: Semaphore::new(JOINS_MAX),
+            renewals: Semaphore::new(RENEWALS_MAX),
             lookups: Arc::new(Semaphore::new(dial::LOOKUPS_MAX)),
             ends: broadcast::Sender::new(ENDS_MAX),
             closing: watch::Sender::new(false),
@@ -467,6 +472,7 @@ struct Shared {
     said: Mutex<Said>,
     handshakes: Mutex<Handshakes>,
     joins: Semaphore,
+    renewals: Semaphore,
     lookups: Arc<Semaphore>,
     ends: broadcast::Sender<LinkEnd>,
     closing: watch::Sender<bool>,
