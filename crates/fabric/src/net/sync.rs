@@ -9,7 +9,7 @@ use kumo_abi::cluster::Role;
 use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{broadcast, mpsc};
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use zenoh::Session;
 use zenoh::pubsub::Subscriber;
 use zenoh::query::{Query, Queryable};
@@ -28,6 +28,10 @@ const COMPARE_TIME_MAX: Duration = Duration::from_secs(5);
 
 /// A comparison that failed is made again so much later, as long as the gateway is there.
 const COMPARE_AGAIN: Duration = Duration::from_millis(500);
+
+/// That entries are refused is said so often at most: what is refused is sent again with every
+/// comparison.
+const SAY_EVERY: Duration = Duration::from_secs(60);
 
 /// Entries of one message when many are told at once.
 const ENTRIES_MAX: usize = 1_000;
@@ -76,6 +80,7 @@ pub(crate) fn start(shared: &Arc<Shared>) -> (Incoming, impl Future<Output = ()>
     let (incoming, mut told) = mpsc::unbounded_channel();
     let shared = Arc::clone(shared);
     let taking = async move {
+        let mut said: Option<Instant> = None;
         while let Some(told) = told.recv().await {
             let (entries, pass_on) = match told {
                 Told::All(entries) => (entries, false),
@@ -84,7 +89,10 @@ pub(crate) fn start(shared: &Arc<Shared>) -> (Incoming, impl Future<Output = ()>
             // What a comparison brought is passed on to those who were not part of it.
             let news = if pass_on { news(&shared.store, &entries) } else { Vec::new() };
             let taken = shared.store.take_in(entries);
-            if let Some(why) = taken.why {
+            if let Some(why) = taken.why
+                && said.is_none_or(|at| at.elapsed() >= SAY_EVERY)
+            {
+                said = Some(Instant::now());
                 let refused = taken.ahead + taken.bad;
                 tracing::warn!("{refused} entries of the desired state were refused: {why}");
             }
