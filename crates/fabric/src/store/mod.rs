@@ -3,6 +3,12 @@
 //! [`lww`] holds the rules, [`disk`] the file; [`Store`] puts them together. What this host writes is
 //! on its disk before it is acknowledged. What others wrote is in memory at once and on the disk
 //! within a second (whoever owns the store calls [`Store::flush`]): it is on their disks already.
+//!
+//! Removals are remembered for a week. Who was away for longer starts over, and it is [`Store::open`]
+//! that sees to that. So there is a limit: nodes that run on while they are cut off for over a week, one
+//! alone or a whole data centre whose nodes hear each other, bring back what the others have removed
+//! meanwhile, when they meet again. Restarting a node that was alone, before it meets them, prevents
+//! that. What must hold in spite of it is only ever added: evictions, certificates, uses of tokens.
 
 mod disk;
 pub mod lww;
@@ -580,7 +586,8 @@ mod tests {
         assert!(store.value("alone").is_some(), "nobody else could have removed it");
         let at_ms = (store.wall)();
         let theirs = |key: &str| (key.to_owned(), entry(at_ms, "b", Some("theirs")));
-        assert_eq!(store.take_in(vec![theirs("spec/x"), theirs("evicted/1"), theirs("evicted-host/x/y")]).newer, 3);
+        let told = ["spec/x", "evicted/1", "evicted-host/x/y"].map(theirs);
+        assert_eq!(store.take_in(told.to_vec()).newer, 3);
         time.add(1);
         store.put("since", b"mine".to_vec()).expect("a put");
         drop(store);
