@@ -5,7 +5,9 @@ use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
 use std::thread;
 use std::time::Duration;
 
+use kumo_abi::HostId;
 use kumo_abi::cluster::{HostInfo, HostState, Role};
+use serde::Deserialize;
 use serde_json::Value;
 
 use crate::error::CommandError;
@@ -14,7 +16,7 @@ use crate::grid::{self, Cell};
 use crate::json;
 use crate::many::Cluster;
 use crate::output::{Look, Output};
-use crate::scope::HostChoice;
+use crate::scope::{HostChoice, HostRule};
 use crate::source::{Ask, NodeArgs, Sink, Source, SourceError};
 use crate::text;
 use crate::units::{self, SizeStyle};
@@ -31,6 +33,9 @@ const EVENT_BYTES_MAX: usize = 64 * 1024;
 
 /// Events that wait for the screen. Who sends more waits, and none is lost.
 const EVENTS_MAX: usize = 256;
+
+/// So many hosts are named in a warning; a page of names helps nobody.
+const NAMED_MAX: usize = 5;
 
 /// List the hosts of the cluster: who lives, since when, and what each is
 #[derive(Clone, Debug, clap::Args)]
@@ -79,6 +84,12 @@ pub fn run(args: &Hosts, source: &Source, out: &mut Output) -> Result<Exit, Comm
         return watch(args, source, out);
     }
     let mut cluster = Cluster::ask(source)?;
+    let undecided: Vec<String> = cluster
+        .hosts
+        .iter()
+        .filter(|host| rule.decide(host).is_none())
+        .map(|host| host.id.to_string())
+        .collect();
     cluster.hosts.retain(|host| rule.means(host));
     if args.json {
         out.line(json::pretty(&cluster)?)?;
@@ -87,8 +98,16 @@ pub fn run(args: &Hosts, source: &Source, out: &mut Output) -> Result<Exit, Comm
             out.line(line)?;
         }
     }
+    if !undecided.is_empty() {
+        let (count, named) =
+            (undecided.len(), undecided[..undecided.len().min(NAMED_MAX)].join(", "));
+        let more = if count > NAMED_MAX { ", …" } else { "" };
+        out.warn(format_args!(
+            "of {count} more the card is not known (yet), so the condition cannot be decided: {named}{more}"
+        ));
+    }
     let is_alive = |host: &HostInfo| host.state == HostState::Alive;
-    Ok(match cluster.hosts.iter().all(is_alive) {
+    Ok(match undecided.is_empty() && cluster.hosts.iter().all(is_alive) {
         _ if cluster.hosts.is_empty() => {
             out.warn(format_args!("there is no such host ({})", args.choice.title()));
             Exit::Failed
@@ -187,7 +206,13 @@ fn watch(args: &Hosts, source: &Source, out: &mut Output) -> Result<Exit, Comman
                 return Err(CommandError::Output(io::Error::other(what)));
             }
         };
-        for one in first.into_iter().chain(news.try_iter().take(EVENTS_MAX)) {
+        let news: Vec<News> = first.into_iter().chain(news.try_iter().take(EVENTS_MAX)).collect();
+        let has_event = news.iter().any(|one| matches!(one, News::Event(_)));
+        if has_event && args.choice.condition.is_some() && !(out.is_terminal() && !args.json) {
+            // An event tells no card. Without an answer the last one must do.
+            cluster = Cluster::ask(source).unwrap_or(cluster);
+        }
+        for one in news {
             match one {
                 News::Open => trouble = None,
                 News::Lost(error) => {
@@ -198,22 +223,43 @@ fn watch(args: &Hosts, source: &Source, out: &mut Output) -> Result<Exit, Comman
                     trouble = Some(said);
                 }
                 News::Event(_) if out.is_terminal() && !args.json => {}
-                News::Event(event) => event_line(args, &event, out)?,
+                News::Event(event) => event_line(args, &rule, &cluster, &event, out)?,
             }
         }
         out.flush()?;
     }
 }
 
+/// Whether a change is of a host that is meant, or may be: who watches would rather see one too many.
+fn is_shown(rule: &HostRule<'_>, hosts: &[HostInfo], event: &Value) -> bool {
+    #[derive(Deserialize)]
+    struct Change {
+        #[serde(flatten)]
+        id: HostId,
+        state: HostState,
+    }
+    let Ok(Change { id, state }) = serde_json::from_value(event.clone()) else { return true };
+    // As it was when it changed.
+    let known = hosts.iter().find(|host| host.id == id);
+    let (state_ms, incarnation) = (0, known.and_then(|host| host.incarnation));
+    let card = known.and_then(|host| host.card.clone());
+    rule.decide(&HostInfo { id, state, state_ms, incarnation, card }) != Some(false)
+}
+
 /// Writes a change as one line.
-fn event_line(args: &Hosts, event: &[u8], out: &mut Output) -> Result<(), CommandError> {
+fn event_line(
+    args: &Hosts,
+    rule: &HostRule<'_>,
+    cluster: &Cluster,
+    event: &[u8],
+    out: &mut Output,
+) -> Result<(), CommandError> {
     let Ok(event) = serde_json::from_slice::<Value>(event) else {
         out.warn("an event of the node cannot be read; is it of another version?");
         return Ok(());
     };
     let text = |name: &str| event.get(name).and_then(Value::as_str).unwrap_or("?");
-    let of_dc = |dc: &kumo_abi::DcName| dc.as_str() == text("dc");
-    if !args.choice.dcs.is_empty() && !args.choice.dcs.iter().any(of_dc) {
+    if !is_shown(rule, &cluster.hosts, &event) {
         return Ok(());
     }
     if args.json {
@@ -331,6 +377,44 @@ mod tests {
             .map(|line| line.find("STATE").or(line.find("cut-off")).or(line.find("dead")))
             .collect();
         assert!(starts.iter().all(|start| *start == starts[0]), "{got:#?}");
+    }
+
+    #[test]
+    fn changes_of_hosts_that_are_meant_are_shown() {
+        let card = |cpus: u32| {
+            json!({"role": "member", "version": "", "kernel": "", "architecture": "", "cpus": cpus,
+                   "memory": 1, "addresses": [], "labels": {}})
+        };
+        let host = |name: &str, card: Value| {
+            json!({"dc": "tokyo", "host": name, "state": "alive", "state_ms": 0,
+                   "incarnation": null, "card": card})
+        };
+        let hosts =
+            json!([host("big", card(64)), host("small", card(2)), host("new", Value::Null)]);
+        let hosts: Vec<HostInfo> = serde_json::from_value(hosts).expect("hosts");
+        let choice = |dcs: &[&str], condition: Option<&str>| HostChoice {
+            all: false,
+            dcs: dcs.iter().map(|dc| dc.parse().expect("a name")).collect(),
+            condition: condition.map(str::to_owned),
+        };
+        let cases = [
+            (choice(&[], None), "big small new gone"),
+            (choice(&["osaka"], None), ""),
+            (choice(&[], Some("cpus > 8")), "big new gone"),
+            (choice(&["osaka"], Some("cpus > 8")), ""),
+            (choice(&[], Some("host == 'small' && state == 'dead'")), "small"),
+            (choice(&[], Some("state == 'alive'")), ""),
+        ];
+        for (choice, want) in cases {
+            let rule = choice.rule().expect("a good condition");
+            let dead = |name: &&str| {
+                let event = json!({"dc": "tokyo", "host": name, "state": "dead", "role": "member"});
+                is_shown(&rule, &hosts, &event)
+            };
+            let shown: Vec<&str> =
+                ["big", "small", "new", "gone"].into_iter().filter(dead).collect();
+            assert_eq!(shown.join(" "), want, "for {choice:?}");
+        }
     }
 
     #[test]

@@ -91,11 +91,17 @@ pub struct HostRule<'a> {
 }
 
 impl HostRule<'_> {
-    /// Whether this host is meant.
+    /// Whether this host is meant; `None` when that hangs on its card, which is not known.
+    pub fn decide(&self, host: &HostInfo) -> Option<bool> {
+        if !self.dcs.is_empty() && !self.dcs.contains(&host.id.dc) {
+            return Some(false);
+        }
+        self.filter.as_ref().map_or(Some(true), |filter| hosts::fulfils(host, filter))
+    }
+
+    /// Whether this host certainly is meant.
     pub fn means(&self, host: &HostInfo) -> bool {
-        let filter = |filter: &Filter| filter.matches(&|column| hosts::value(host, column));
-        (self.dcs.is_empty() || self.dcs.contains(&host.id.dc))
-            && self.filter.as_ref().is_none_or(filter)
+        self.decide(host) == Some(true)
     }
 }
 
