@@ -16,7 +16,7 @@ use kumo_fabric::sealed::{self, SEALED_BYTES_MAX};
 use crate::error::CommandError;
 use crate::exit::Exit;
 use crate::init::{found, say_where};
-use crate::membership::{About, MembershipError, Place, next_steps};
+use crate::membership::{About, MembershipError, Place, Reopened, next_steps};
 use crate::output::Output;
 use crate::text;
 
@@ -152,8 +152,11 @@ fn import(args: &Import, out: &mut Output) -> Result<Exit, CommandError> {
     let opened = sealed::open(&sealed, &passphrase);
     let authority =
         opened.map_err(|source| MembershipError::Sealed { path: args.file.clone(), source })?;
-    match (&identity, &args.dc) {
-        (Some(identity), _) => bring_back(identity, &authority, args, out)?,
+    let identity = match (identity, &args.dc) {
+        (Some(identity), _) => {
+            bring_back(&identity, &authority, args, out)?;
+            identity
+        }
         (None, Some(dc)) => {
             let identity = found(&authority, dc, args.host.as_ref(), &args.about, &args.place)?;
             let (host, cluster) = (&identity.host, &identity.cluster);
@@ -161,14 +164,15 @@ fn import(args: &Import, out: &mut Output) -> Result<Exit, CommandError> {
                 "kumo: this host is the gateway {host} of the cluster `{cluster}` now"
             ))?;
             say_where(&identity, &args.place, out)?;
+            identity
         }
         (None, None) => unreachable!("refused above"),
+    };
+    let reopened = args.place.reopen(Some(&identity), out)?;
+    if reopened == Reopened::NoNode {
+        next_steps(out, &[format!("kumo up{}", args.place.options())])?;
     }
-    let up = format!("kumo up{}", args.place.options());
-    if !args.place.reopen(out)? {
-        next_steps(out, &[up])?;
-    }
-    Ok(Exit::Done)
+    Ok(reopened.exit())
 }
 
 fn bring_back(

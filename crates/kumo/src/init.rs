@@ -7,7 +7,9 @@ use kumo_fabric::pki::Authority;
 
 use crate::error::CommandError;
 use crate::exit::Exit;
-use crate::membership::{About, MembershipError, Place, host_name, next_steps, now_ms};
+use crate::membership::{
+    About, MembershipError, Place, Reopened, check_listen, host_name, next_steps, now_ms,
+};
 use crate::output::Output;
 
 /// What `kumo init --help` ends with.
@@ -53,14 +55,11 @@ pub fn run(args: &Init, out: &mut Output) -> Result<Exit, CommandError> {
         args.cluster
     ))?;
     say_where(&identity, &args.place, out)?;
-    let up = if args.place.reopen(out)? {
-        None
-    } else {
-        Some(format!("kumo up{}", args.place.options()))
-    };
+    let reopened = args.place.reopen(Some(&identity), out)?;
+    let up = (reopened == Reopened::NoNode).then(|| format!("kumo up{}", args.place.options()));
     let token = format!("kumo token{}", args.place.run_option());
     next_steps(out, &up.into_iter().chain([token]).collect::<Vec<_>>())?;
-    Ok(Exit::Done)
+    Ok(reopened.exit())
 }
 
 /// Makes this host a gateway of `authority`, and writes its files.
@@ -84,6 +83,7 @@ pub fn found(
     }
     let host = HostId { dc: dc.clone(), host: host_name(host)? };
     let (listen, advertise) = about.addresses()?;
+    check_listen(listen)?;
     let made = Identity::issue(authority, &host, Role::Gateway, now_ms());
     let identity = Identity {
         listen: Some(listen),

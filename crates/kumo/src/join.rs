@@ -1,6 +1,6 @@
 //! `kumo join`: this host becomes one of a cluster.
 
-use std::io::{self, Read as _};
+use std::io::{self, BufRead as _, BufReader, IsTerminal as _, Read as _};
 
 use kumo_abi::cluster::Role;
 use kumo_abi::{DcName, HostName};
@@ -11,16 +11,18 @@ use tokio::runtime::Builder;
 use crate::error::CommandError;
 use crate::exit::Exit;
 use crate::init::say_where;
-use crate::membership::{About, MembershipError, Place, Progress, host_name, next_steps};
+use crate::membership::{
+    About, MembershipError, Place, Progress, Reopened, check_listen, host_name, next_steps,
+};
 use crate::output::Output;
 
 /// What `kumo join --help` ends with.
 pub const EXAMPLES: &str = "\
 Examples:
-  kumo join kumo1.eyJjbHVzdGVyIjoi…               as the kernel calls this host
-  kumo join TOKEN --dc osaka --host web-2 --label rack=3
-  kumo join TOKEN --gateway --advertise gw2.example:7081
-  kumo join - < token                             so that no other user sees it in the process table
+  kumo join - < token                             as the kernel calls this host
+  kumo join - --dc osaka --host web-2 --label rack=3 < token
+  kumo join - --gateway --advertise gw2.example:7081 < token
+  kumo join kumo1.eyJjbHVzdGVyIjoi…               other users may see it in the process table
 
 `kumo token` on a host of the cluster prints the token.";
 
@@ -30,7 +32,7 @@ Examples:
 /// the authority that the token was made for.
 #[derive(Debug, clap::Args)]
 pub struct Join {
-    /// What `kumo token` printed; - reads it from standard input
+    /// What `kumo token` printed; - reads it from the first line of standard input
     #[arg(value_name = "TOKEN")]
     token: String,
     /// The name of this host; by default the kernel's
@@ -64,6 +66,7 @@ pub fn run(args: &Join, out: &mut Output) -> Result<Exit, CommandError> {
     let token: Token = token_text(&args.token)?.trim().parse().map_err(usage)?;
     let (role, listen, advertise) = if args.gateway {
         let (listen, advertise) = args.about.addresses()?;
+        check_listen(listen)?;
         (Role::Gateway, Some(listen), advertise)
     } else {
         (Role::Member, None, Vec::new())
@@ -89,12 +92,10 @@ pub fn run(args: &Join, out: &mut Output) -> Result<Exit, CommandError> {
     ))?;
     say_where(identity, &args.place, out)?;
     let hosts = format!("kumo hosts{}", args.place.run_option());
-    if args.place.reopen(out)? {
-        next_steps(out, &[hosts])?;
-    } else {
-        next_steps(out, &[format!("kumo up{}", args.place.options()), hosts])?;
-    }
-    Ok(Exit::Done)
+    let reopened = args.place.reopen(Some(identity), out)?;
+    let up = (reopened == Reopened::NoNode).then(|| format!("kumo up{}", args.place.options()));
+    next_steps(out, &up.into_iter().chain([hosts]).collect::<Vec<_>>())?;
+    Ok(reopened.exit())
 }
 
 fn join(token: &Token, ask: JoinAsk, args: &Join) -> Result<Joined, MembershipError> {
@@ -116,6 +117,10 @@ fn token_text(argument: &str) -> Result<String, CommandError> {
     let mut text = String::new();
     let failed =
         |source| MembershipError::System { what: "read the token from standard input", source };
-    io::stdin().take(TOKEN_BYTES_MAX as u64 + 1).read_to_string(&mut text).map_err(failed)?;
+    if io::stdin().is_terminal() {
+        eprint!("Token: ");
+    }
+    let bytes_max = TOKEN_BYTES_MAX as u64 + 1;
+    BufReader::new(io::stdin().take(bytes_max)).read_line(&mut text).map_err(failed)?;
     Ok(text)
 }

@@ -3,13 +3,15 @@
 //! They write the files of the node, whether it runs or not; one that runs is told to start anew.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::io::{self, IsTerminal as _};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use kumo_abi::{HostName, NameError};
-use kumo_fabric::identity::{FABRIC_PORT_DEFAULT, IdentityError, check_address, label};
+use kumo_abi::{HostId, HostName, NameError};
+use kumo_fabric::identity::{FABRIC_PORT_DEFAULT, Identity, IdentityError, check_address, label};
 use kumo_fabric::join::JoinError;
 use kumo_fabric::pki::AuthorityError;
 use kumo_fabric::sealed::SealedError;
@@ -21,6 +23,8 @@ use nix::sys::socket::SockaddrStorage;
 use serde_json::json;
 
 use crate::error::CommandError;
+use crate::exit::Exit;
+use crate::many::Cluster;
 use crate::output::Output;
 use crate::source::{Ask, NodeAddress, Source, SourceError, Trust};
 use crate::text;
@@ -88,7 +92,8 @@ pub struct Place {
 }
 
 impl Place {
-    fn dirs(&self) -> Dirs {
+    /// Both directories.
+    pub fn dirs(&self) -> Dirs {
         let default = default_dirs();
         Dirs {
             state: self.state_dir.clone().unwrap_or(default.state),
@@ -124,32 +129,155 @@ impl Place {
         Source::node(NodeAddress::Unix(socket_path(&self.dirs().run)), trust)
     }
 
-    /// Tells the node that its files have changed, if one runs; whether it did, or `kumo up` is next.
+    /// What the node that runs here says it is; `None` where none runs.
+    ///
+    /// # Errors
+    /// One is there and does not answer, or the system has no resources left.
+    pub fn running(&self) -> Result<Option<Running>, SourceError> {
+        // The node at the usual socket is one of another state directory.
+        if self.state_dir.is_some() && self.run_dir.is_none() {
+            return Ok(None);
+        }
+        match Cluster::ask(&self.node()?) {
+            Ok(cluster) => Ok(Some(Running::of(cluster))),
+            Err(SourceError::Unreachable { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Tells the node that its files have changed, if one runs, and waits until it is what they say:
+    /// `identity`, or a node without a cluster.
     ///
     /// # Errors
     /// The system has no resources left. What the node says is told to the user: the files are good.
-    pub fn reopen(&self, out: &mut Output) -> Result<bool, CommandError> {
-        // The node at the usual socket is one of another state directory.
+    pub fn reopen(
+        &self,
+        identity: Option<&Identity>,
+        out: &mut Output,
+    ) -> Result<Reopened, CommandError> {
         if self.state_dir.is_some() && self.run_dir.is_none() {
-            return Ok(false);
+            return Ok(Reopened::NoNode);
         }
+        let node = self.node()?;
+        let before = Cluster::ask(&node).ok().map(Running::of);
         let ask = Ask::post("/v2/cluster/reopen".to_owned(), &json!({}));
-        match self.node()?.fetch(&ask, &mut io::sink()) {
-            Ok(()) => Ok(true),
-            Err(SourceError::Unreachable { .. }) => Ok(false),
+        match node.fetch(&ask, &mut io::sink()) {
+            Ok(()) => {}
+            Err(SourceError::Unreachable { .. }) => return Ok(Reopened::NoNode),
             Err(SourceError::Refused(problem)) if problem.status == 404 => {
                 out.warn("the node that runs here is older than this command; restart it");
-                Ok(true)
+                return Ok(Reopened::Failed);
             }
             Err(error) => {
                 let error = crate::chain(&error);
                 out.warn(format_args!(
                     "restart the node, it does not start anew by itself: {error}"
                 ));
-                Ok(true)
+                return Ok(Reopened::Failed);
+            }
+        }
+        let began = Instant::now();
+        let mut progress = Progress::new();
+        let mut said = "it has not even stopped".to_owned();
+        while began.elapsed() < REOPEN_TIME_MAX {
+            progress.say("the node starts anew …");
+            match Cluster::ask(&node).map(Running::of) {
+                Ok(now) if before.as_ref().is_some_and(|before| now.is_start_of(before)) => {}
+                Ok(now) if now.is(identity) => return Ok(Reopened::Yes),
+                Ok(now) => {
+                    said = format!("it serves as {now}");
+                    break;
+                }
+                Err(error) => said = crate::chain(&error),
+            }
+            thread::sleep(REOPEN_PAUSE);
+        }
+        drop(progress);
+        out.warn(format_args!(
+            "the files are written, and the node did not start anew with them; its log says why ({said})"
+        ));
+        Ok(Reopened::Failed)
+    }
+}
+
+/// Longest wait for a node that starts anew: it lets connections finish for five seconds, and waits for
+/// what the one before it held.
+const REOPEN_TIME_MAX: Duration = Duration::from_secs(20);
+
+/// Between two looks.
+const REOPEN_PAUSE: Duration = Duration::from_millis(50);
+
+/// What became of a node that was to start anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reopened {
+    /// It serves as what its files say.
+    Yes,
+    /// None runs: `kumo up` is next.
+    NoNode,
+    /// It does not; the user has been told.
+    Failed,
+}
+
+impl Reopened {
+    /// How the command ends.
+    pub fn exit(self) -> Exit {
+        if self == Reopened::Failed { Exit::Failed } else { Exit::Done }
+    }
+}
+
+/// A node as it describes itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Running {
+    cluster: Option<String>,
+    host: HostId,
+    /// Which of its starts it is in.
+    start: Option<u64>,
+}
+
+impl Running {
+    fn of(cluster: Cluster) -> Running {
+        let Cluster { cluster, asked, hosts } = cluster;
+        let own = hosts.iter().find(|host| host.id == asked);
+        let start = own.and_then(|host| host.incarnation);
+        Running { cluster, host: asked, start }
+    }
+
+    /// Whether it has not started anew since it was `before`.
+    fn is_start_of(&self, before: &Running) -> bool {
+        self.start.is_some() && (self.start, &self.host) == (before.start, &before.host)
+    }
+
+    /// Whether it is what `identity` says; without one, a node without a cluster.
+    pub fn is(&self, identity: Option<&Identity>) -> bool {
+        match identity {
+            None => self.cluster.is_none(),
+            Some(Identity { cluster, host, .. }) => {
+                self.cluster.as_deref() == Some(cluster.as_str()) && self.host == *host
             }
         }
     }
+}
+
+impl fmt::Display for Running {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Running { cluster, host, .. } = self;
+        match cluster {
+            Some(cluster) => write!(f, "{host} of the cluster `{}`", text::visible(cluster)),
+            None => write!(f, "{host} without a cluster"),
+        }
+    }
+}
+
+/// Refuses a port for other hosts that this one cannot have, before anything is written.
+///
+/// # Errors
+/// What the system says of it.
+pub fn check_listen(listen: SocketAddr) -> Result<(), MembershipError> {
+    kumo_node::check_free(listen).map_err(|error| {
+        MembershipError::Refused(format!(
+            "cannot listen for other hosts on {listen} ({error}); choose another address with --listen"
+        ))
+    })
 }
 
 /// Where a gateway listens, and what is said about a host.

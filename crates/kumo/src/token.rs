@@ -61,7 +61,10 @@ pub fn run(args: &Token, node: &Source, out: &mut Output) -> Result<Exit, Comman
     if out.is_terminal() && io::stderr().is_terminal() {
         let dc = if args.dc.is_none() { " --dc DC" } else { "" };
         let gateway = if args.gateway { " [--gateway]" } else { "" };
-        out.warn(format_args!("on the other host: kumo join TOKEN{dc}{gateway}"));
+        // As an argument every user of that host could read it in the process table.
+        out.warn(format_args!(
+            "on the other host: kumo join -{dc}{gateway}   (it asks for the token)"
+        ));
     }
     Ok(Exit::Done)
 }

@@ -4,7 +4,8 @@ use std::io;
 use std::path::PathBuf;
 use std::str::FromStr as _;
 use std::sync::Arc;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use k2i::http::serve::Listen;
 use k2i::options::ServeOptions;
@@ -89,6 +90,20 @@ const VIEW_PERIOD: Duration = Duration::from_secs(1);
 /// How old the view's count of processes may be: it costs a scan, and a glance needs no more.
 const VIEW_COUNT_AGE_MAX: Duration = Duration::from_secs(5);
 
+/// How long a node that was told to start anew waits for what the one before it held.
+const ANEW_TIME_MAX: Duration = Duration::from_secs(3);
+
+/// Between two attempts of these.
+const ANEW_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long a node that is alone stays so at least, at first and at most: each attempt to be one of its
+/// cluster again ends it for a moment.
+const ALONE_TIME_MIN: Duration = Duration::from_secs(2);
+const ALONE_TIME_MAX: Duration = Duration::from_secs(300);
+
+/// Between two looks whether an attempt may succeed, which cost nothing.
+const TRY_TIME: Duration = Duration::from_secs(2);
+
 /// How long to wait for the end where there is no view; then to wait again.
 const WAIT: Duration = Duration::from_secs(3600);
 
@@ -112,26 +127,73 @@ pub fn run(args: &Up, out: &mut Output) -> Result<Exit, UpError> {
         .init();
     let signals = Signals::listen()?;
     let mut config = config(args);
-    while let Waited::Reopen = once(args, &mut config, view, &signals, out)? {
+    let mut started = Started { node: Node::start(&config)?, alone: None };
+    let mut pause = ALONE_TIME_MIN;
+    loop {
+        if let (Listen::Tcp(asked), Some(address)) = (&mut config.listen, started.node.address()) {
+            *asked = address; // The next one is found where this one was, also on a port that was free.
+        }
+        let was_alone = started.alone.is_some();
+        if !was_alone {
+            pause = ALONE_TIME_MIN;
+        }
+        if once(args, &config, started, pause, view, &signals, out)? == Waited::Stop {
+            break;
+        }
+        if was_alone {
+            pause = (pause * 2).min(ALONE_TIME_MAX);
+        }
         out.line("kumo: starts anew")?;
+        match anew(&config, &signals)? {
+            Some(next) => started = next,
+            None => break,
+        }
     }
     out.line("kumo: stopped")?;
     Ok(Exit::Done)
 }
 
-/// Runs one node until it is told to stop or to reopen.
+/// A node that runs.
+struct Started {
+    node: Node,
+    /// Why it takes no part in its cluster, though it should.
+    alone: Option<StartError>,
+}
+
+/// Starts a node in place of one that has stopped; `None` when a signal came. Whatever is wrong with the
+/// way to the others, the process table of this host stays.
+fn anew(config: &NodeConfig, signals: &Signals) -> Result<Option<Started>, UpError> {
+    let began = Instant::now();
+    loop {
+        if signals.has_come() {
+            return Ok(None);
+        }
+        match Node::start(config) {
+            Ok(node) => return Ok(Some(Started { node, alone: None })),
+            Err(error) if error.may_pass() && began.elapsed() < ANEW_TIME_MAX => {
+                tracing::debug!("not yet: {}", crate::chain(&error));
+                thread::sleep(ANEW_PAUSE);
+            }
+            Err(error) => {
+                let node = Node::start_alone(config)?;
+                return Ok(Some(Started { node, alone: Some(error) }));
+            }
+        }
+    }
+}
+
+/// Runs one node until it is told to stop or to reopen. One that is alone and should not be is ended to
+/// be opened again after `pause`, when that may help.
 fn once(
     args: &Up,
-    config: &mut NodeConfig,
+    config: &NodeConfig,
+    Started { node, alone }: Started,
+    pause: Duration,
     view: bool,
     signals: &Signals,
     out: &mut Output,
 ) -> Result<Waited, UpError> {
-    let node = Node::start(config)?;
     node.stop_on(signals);
-    if let (Listen::Tcp(asked), Some(address)) = (&mut config.listen, node.address()) {
-        *asked = address; // The next one is found where this one was, also on a port that was free.
-    }
     let collector = collector(&node);
     let hosts = match node.cluster() {
         Some(cluster) => match node.hosts().len() {
@@ -143,14 +205,31 @@ fn once(
     // Whoever started us with port 0 waits for this line.
     let (id, url) = (node.id(), node.url());
     out.line(format_args!("kumo: {id} serves {url} (collector {collector}{hosts})"))?;
+    if let Some(error) = &alone {
+        let error = crate::chain(error);
+        tracing::error!("this host takes no part in its cluster: {error}");
+        out.line(text::visible(&format!(
+            "kumo: alone, not in its cluster, until this is over: {error}"
+        )))?;
+    }
     for line in first_steps(args, &node) {
         out.line(line)?;
     }
     out.flush()?;
+    let began = Instant::now();
+    let mut tried = began;
+    let mut is_over = || {
+        let is_due = alone.is_some() && began.elapsed() >= pause && tried.elapsed() >= TRY_TIME;
+        if is_due {
+            tried = Instant::now();
+        }
+        is_due && Node::may_take_part(config)
+    };
     let ended = if view {
         let mut view = View { seen: host::cpu_seconds().unwrap_or_default(), shown: false };
         let ended = loop {
             match node.wait(VIEW_PERIOD) {
+                Waited::Longest if is_over() => break Waited::Reopen,
                 Waited::Longest => view.show(out, &node)?,
                 ended => break ended,
             }
@@ -159,8 +238,10 @@ fn once(
         ended
     } else {
         tracing::info!("serving {} and {}", node.url(), node.socket().display());
+        let wait = if alone.is_some() { TRY_TIME } else { WAIT };
         loop {
-            match node.wait(WAIT) {
+            match node.wait(wait) {
+                Waited::Longest if is_over() => break Waited::Reopen,
                 Waited::Longest => {}
                 ended => break ended,
             }

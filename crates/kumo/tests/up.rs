@@ -3,10 +3,16 @@
 #![expect(clippy::unwrap_used, reason = "a test may fail where it likes")]
 
 use std::io::{BufRead, BufReader, Lines, Read, Write};
-use std::net::TcpStream;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
 
+use kumo_abi::cluster::Role;
+use kumo_fabric::identity::Identity;
+use kumo_fabric::pki::Authority;
 use rustix::process::{Pid, Signal, kill_process};
 
 /// A node in directories of its own, on a free port; `Drop` kills and reaps it.
@@ -153,4 +159,89 @@ fn wrong_options_are_explained() {
     }
     let (code, said) = refused(dir.path(), &["--insecure=1"]);
     assert_eq!(code, Some(2), "{said}");
+}
+
+/// An address that nobody else takes the port of.
+fn fabric_address() -> SocketAddr {
+    static COUNT: AtomicU8 = AtomicU8::new(0);
+    let [_, _, high, low] = std::process::id().to_be_bytes();
+    let ip = Ipv4Addr::new(127, 100 + COUNT.fetch_add(1, Ordering::Relaxed), high, low);
+    (ip, 7081).into()
+}
+
+/// Runs another subcommand on the files of `dir`.
+fn kumo(dir: &Path, line: &str, dirs: &[&str]) -> (Option<i32>, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_kumo"));
+    command.args(line.split_whitespace());
+    for which in dirs {
+        command.arg(format!("--{which}-dir")).arg(dir.join(which));
+    }
+    let Output { status, stdout, stderr } = command.output().unwrap();
+    (status.code(), String::from_utf8([stdout, stderr].concat()).unwrap())
+}
+
+const BOTH: &[&str] = &["state", "run"];
+
+#[test]
+fn a_node_comes_into_a_cluster_and_out_of_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let up = Up::spawn(dir.path(), &[]);
+    let listen = fabric_address();
+    let holder = TcpListener::bind(listen).unwrap();
+    let init = format!("init --cluster acme --dc tokyo --host a --listen {listen}");
+    let (code, said) = kumo(dir.path(), &init, BOTH);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains(&format!("cannot listen for other hosts on {listen}")), "{said}");
+    assert!(!dir.path().join("state/fabric/node.json").exists(), "nothing is written");
+    drop(holder);
+    let (code, said) = kumo(dir.path(), &init, BOTH);
+    assert_eq!(code, Some(0), "{said}");
+    let hosts = up.get("/v2/hosts");
+    assert!(hosts.contains(r#""cluster":"acme","dc":"tokyo","host":"a""#), "{hosts}");
+
+    // Who cannot tell the node must not pull its files away.
+    let (code, said) = kumo(dir.path(), "leave", &["state"]);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("a node runs on") && said.contains("--run-dir"), "{said}");
+    assert!(dir.path().join("state/fabric/node.json").exists(), "nothing is moved");
+    let (code, said) = kumo(dir.path(), "leave", BOTH);
+    assert_eq!(code, Some(0), "{said}");
+    let hosts = up.get("/v2/hosts");
+    assert!(hosts.contains(r#""cluster":null"#), "{hosts}");
+}
+
+#[test]
+fn a_node_that_cannot_be_what_its_files_say_serves_on_and_that_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let up = Up::spawn(dir.path(), &["--dc", "osaka", "--host", "x"]);
+    let init = format!("init --cluster acme --dc tokyo --host a --listen {}", fabric_address());
+    let (code, said) = kumo(dir.path(), &init, BOTH);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("did not start anew with them"), "{said}");
+    assert!(said.contains("osaka/x without a cluster"), "{said}");
+    assert!(up.get("/v2/host").contains(r#""dc":"osaka","host":"x""#));
+    let (code, said) = kumo(dir.path(), "leave", BOTH);
+    assert_eq!(code, Some(0), "{said}");
+}
+
+#[test]
+fn a_gateway_without_its_port_waits_for_it_as_a_host_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut up = Up::spawn(dir.path(), &[]);
+    let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as u64;
+    let authority = Authority::create(&"acme".parse().unwrap(), now_ms).unwrap();
+    let host = "tokyo/a".parse().unwrap();
+    let issued = Identity::issue(&authority, &host, Role::Gateway, now_ms).unwrap();
+    let listen = fabric_address();
+    let identity = Identity { listen: Some(listen), advertise: vec![listen.to_string()], ..issued };
+    identity.save(&dir.path().join("state/fabric"), Some(&authority)).unwrap();
+    let holder = TcpListener::bind(listen).unwrap();
+    let mut stream = UnixStream::connect(dir.path().join("run/api.sock")).unwrap();
+    let request = "POST /v2/cluster/reopen HTTP/1.0\r\nhost: x\r\ncontent-length: 0\r\n\r\n";
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut lines = up.lines.by_ref().map(Result::unwrap);
+    let alone = lines.find(|line| line.starts_with("kumo: alone")).expect("it serves on");
+    assert!(alone.contains(&format!("cannot listen for other hosts on {listen}")), "{alone}");
+    drop(holder);
+    assert!(lines.any(|line| line.contains("cluster acme")), "it is back");
 }
