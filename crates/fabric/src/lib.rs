@@ -384,7 +384,7 @@ async fn connect(
                 shared.set_session(None);
                 match shared.role {
                     Role::Gateway => {
-                        tracing::error!("the fabric's session cannot be opened: {error}")
+                        tracing::error!("the fabric's session cannot be opened: {error}");
                     }
                     // The links say why no gateway can be reached, and not at every attempt.
                     Role::Member => tracing::debug!("no session: {error}"),
