@@ -208,7 +208,7 @@ fn watch(args: &Hosts, source: &Source, out: &mut Output) -> Result<Exit, Comman
         };
         let news: Vec<News> = first.into_iter().chain(news.try_iter().take(EVENTS_MAX)).collect();
         let has_event = news.iter().any(|one| matches!(one, News::Event(_)));
-        if has_event && args.choice.condition.is_some() && !(out.is_terminal() && !args.json) {
+        if has_event && args.choice.condition.is_some() && (args.json || !out.is_terminal()) {
             // An event tells no card. Without an answer the last one must do.
             cluster = Cluster::ask(source).unwrap_or(cluster);
         }

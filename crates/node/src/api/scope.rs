@@ -126,6 +126,9 @@ mod tests {
         Ok(scope)
     }
 
+    /// Parameters, who is asked, and who is undecided.
+    type Case<'a> = (&'a [(&'a str, &'a str)], &'a str, &'a str);
+
     #[test]
     fn hosts_are_chosen() {
         let host = |name: &str, state| HostInfo {
@@ -141,7 +144,6 @@ mod tests {
             host("tokyo/a", HostState::Dead),
             host("tokyo/b", HostState::CutOff),
         ];
-        type Case<'a> = (&'a [(&'a str, &'a str)], &'a str, &'a str);
         let cases: [Case<'_>; 7] = [
             (&[], "osaka/a tokyo/a tokyo/b", ""),
             (&[("dc", "tokyo, nowhere"), ("limit", "3")], "tokyo/a tokyo/b", ""),
