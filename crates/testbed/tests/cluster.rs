@@ -65,10 +65,19 @@ fn until_shown(
 ) {
     let names: Vec<&str> = states.iter().map(|state| state.name()).collect();
     let what = format!("{of} is shown {} by {} nodes", names.join(" or "), observers.len());
+    let mut last = BTreeSet::new();
     let took = cluster.until(&what, |cluster| {
-        observers.iter().all(|at| cluster.state(at, of).is_some_and(|now| states.contains(&now)))
+        let is_late =
+            |at: &&HostId| !cluster.state(at, of).is_some_and(|now| states.contains(&now));
+        let late: BTreeSet<HostId> = observers.iter().filter(is_late).cloned().collect();
+        let is_done = late.is_empty();
+        if !is_done {
+            last = late;
+        }
+        is_done
     });
-    println!("{what} after {took:?} (promised: {promise:?})");
+    let last: Vec<String> = last.iter().map(HostId::to_string).collect();
+    println!("{what} after {took:?} (promised: {promise:?}); last by {}", last.join(", "));
 }
 
 fn until_all_alive(cluster: &Cluster, promise: Duration) {
