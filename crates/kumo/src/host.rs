@@ -98,7 +98,16 @@ fn run_many(args: &Host, source: &Source, out: &mut Output) -> Result<Exit, Comm
 /// A line for each host, also for those that did not answer.
 fn rows(answers: &AllAnswers) -> Vec<Vec<Cell>> {
     const HEADINGS: [&str; 11] = [
-        "HOST", "STATE", "UP", "LOAD", "CPUS", "MEM", "USED", "SWAP", "PRESSURE", "COLLECTOR",
+        "HOST",
+        "STATE",
+        "UP",
+        "LOAD",
+        "CPUS",
+        "MEM",
+        "USED",
+        "SWAP",
+        "PRESSURE",
+        "COLLECTOR",
         "KERNEL",
     ];
     let mut rows: BTreeMap<&HostId, Vec<Cell>> = BTreeMap::new();
@@ -168,7 +177,9 @@ fn worst(pressure: &Pressure) -> Cell {
     match known.max_by(|(_, a), (_, b)| a.total_cmp(b)) {
         None => Cell::unknown(),
         Some((_, share)) if share < 0.05 => Cell::new("0%").look(Look::Dim),
-        Some((name, share)) => Cell::new(format!("{name} {share:.1}%")).look(look(share, 5.0, 20.0)),
+        Some((name, share)) => {
+            Cell::new(format!("{name} {share:.1}%")).look(look(share, 5.0, 20.0))
+        }
     }
 }
 
