@@ -224,6 +224,23 @@ impl Members {
         }
     }
 
+    /// A data centre was lost. Whoever of it was called dead just before, for nobody saw it killed, may
+    /// have hung on another's gateway and be cut off with it.
+    fn doubt(&mut self, dc: &DcName, now_ms: u64) -> Vec<Change> {
+        let is_doubtful = |(id, member): &(&HostId, &Member)| {
+            let was_just_now = now_ms.saturating_sub(member.since_ms) <= SILENT_GRACE_MS;
+            id.dc == *dc && member.state == HostState::Dead && was_just_now && !member.is_ended()
+        };
+        let hosts: Vec<HostId> =
+            self.hosts.iter().filter(is_doubtful).map(|(id, _)| id.clone()).collect();
+        let mut changes = Vec::new();
+        for host in hosts {
+            changes.extend(self.settle(host.clone(), HostState::CutOff, now_ms));
+            self.index(&host);
+        }
+        changes
+    }
+
     fn of_start(&mut self, host: &HostId, incarnation: u64) -> Option<&mut Member> {
         self.hosts.get_mut(host).filter(|member| member.incarnation == incarnation)
     }
@@ -265,9 +282,16 @@ impl Members {
         let due = |(_, (_, at_ms)): &(HostId, (HostState, u64))| *at_ms <= now_ms;
         let verdicts: Vec<_> = self.verdicts().filter(due).collect();
         let mut changes = Vec::new();
+        let mut lost: BTreeSet<DcName> = BTreeSet::new();
         for (host, (state, _)) in verdicts {
             changes.extend(self.settle(host.clone(), state, now_ms));
             self.index(&host);
+            if state == HostState::CutOff {
+                lost.insert(host.dc);
+            }
+        }
+        for dc in lost {
+            changes.extend(self.doubt(&dc, now_ms));
         }
         let is_forgotten = |member: &Member| {
             member.state != HostState::Alive && member.since_ms.saturating_add(FORGET_MS) <= now_ms
@@ -437,6 +461,27 @@ mod tests {
             assert!(late[0].0 <= 1_002 + grace_ms && late[0].0 >= 1_000 + grace_ms, "{late:?}");
             assert_eq!(state(&members, "tokyo/a"), HostState::Alive);
         }
+    }
+
+    #[test]
+    fn who_hung_on_another_data_centre_is_cut_off_with_its_own() {
+        let mut members = cluster();
+        members.see(down("osaka/a"), 1_000);
+        let mut changes = run(&mut members, 1_349);
+        members.see(down("osaka/gw-1"), 1_350);
+        changes.extend(run(&mut members, 5_000));
+        let states: Vec<_> =
+            changes.iter().map(|(_, name, state)| (name.as_str(), *state)).collect();
+        let [a, gateway] = ["osaka/a", "osaka/gw-1"];
+        let want = [(a, HostState::Dead), (gateway, HostState::CutOff), (a, HostState::CutOff)];
+        assert_eq!(states, want);
+        // Whom somebody saw killed stays dead.
+        let mut members = cluster();
+        members.see(ended("osaka/a"), 1_000);
+        members.see(down("osaka/a"), 1_001);
+        members.see(down("osaka/gw-1"), 1_350);
+        run(&mut members, 5_000);
+        assert_eq!(state(&members, "osaka/a"), HostState::Dead);
     }
 
     #[test]

@@ -119,7 +119,7 @@ pub fn run(args: &Up, out: &mut Output) -> Result<Exit, UpError> {
     };
     // Zenoh warns of every attempt that fails; our links say once a minute why.
     let level = if view { "warn" } else { "info" };
-    let default_log = || EnvFilter::new(format!("{level},zenoh=error"));
+    let default_log = || EnvFilter::new(format!("{level},zenoh=off"));
     tracing_subscriber::fmt()
         .with_env_filter(args.log.clone().unwrap_or_else(default_log))
         .with_writer(io::stderr)
