@@ -17,7 +17,7 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use kumo_abi::cluster::Role;
 use kumo_abi::{ClusterName, HostId};
@@ -30,6 +30,7 @@ pub use self::desk::Desk;
 use crate::identity::Gateway;
 use crate::pki::Peer;
 use crate::token::{Secret, TokenId};
+use crate::wall::wall_ms;
 
 /// The ALPN protocol name of these conversations.
 pub const ALPN_JOIN: &[u8] = b"kumo-join/1";
@@ -224,12 +225,6 @@ impl Refusal {
         // Some of it is text of the other side.
         Refusal { code, words: words.to_string().chars().take(WORDS_CHARS_MAX).collect() }
     }
-}
-
-/// Milliseconds since the Unix epoch, by the clock of this host; 0 for one that is set to before it.
-fn wall_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// How far a clock is ahead of another, in words for those whose clock is wrong.

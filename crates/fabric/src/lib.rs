@@ -21,6 +21,7 @@ pub mod sealed;
 mod shared;
 pub mod store;
 pub mod token;
+mod wall;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -37,13 +38,15 @@ use tokio::time::{interval, timeout};
 pub use self::ask::{Answerer, Answering, Ask, Part};
 use self::identity::{Gateway, Identity};
 use self::join::desk::RenewError;
+use self::join::registry::{CARDS, card_key};
 use self::join::{Desk, registry};
 use self::link::{LinkError, Links};
 use self::net::{Keys, sync, watch};
 pub use self::shared::HostEvent;
-use self::shared::{CARDS, Shared, card_key, left_key, wall_ms};
+use self::shared::{Shared, left_key};
 use self::store::{Store, StoreError};
 use self::token::{Token, TokenAsk, TokenError};
+pub use self::wall::wall_ms;
 
 /// How often what others wrote is put on the disk.
 const FLUSH_EVERY: Duration = Duration::from_secs(1);

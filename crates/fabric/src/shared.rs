@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 use arc_swap::ArcSwapOption;
 use kumo_abi::cluster::{Card, HostInfo, HostState, Role};
@@ -15,10 +15,12 @@ use zenoh::Session;
 
 use crate::ask::Answerer;
 use crate::gather::Standing;
+use crate::join::registry::{CARDS, card_key};
 use crate::members::{Change, Members, SILENT_GRACE_MS};
 use crate::net::Keys;
 use crate::net::answer::{ANSWERS_MAX, RELAYS_MAX};
 use crate::store::Store;
+use crate::wall::wall_ms;
 
 /// Events that a slow reader may be behind before it misses some.
 const EVENTS_MAX: usize = 4_096;
@@ -35,25 +37,11 @@ pub struct HostEvent {
     pub state: HostState,
 }
 
-/// The key of a host's card in the store.
-pub(crate) fn card_key(host: &HostId) -> String {
-    format!("{CARDS}{host}")
-}
-
 /// The key under which a host that said good-bye says when, in milliseconds since the Unix epoch: nodes
 /// that start later must not take it for dead.
 pub(crate) fn left_key(host: &HostId) -> String {
     format!("left/{host}")
 }
-
-/// Milliseconds since the Unix epoch.
-pub(crate) fn wall_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// The prefix of all cards' keys.
-pub(crate) const CARDS: &str = "host/";
 
 /// A running fabric, without its tasks.
 pub(crate) struct Shared {

@@ -4,11 +4,12 @@ use kumo_abi::cluster::Role;
 use kumo_abi::{ClusterName, DcName, HostId, HostName};
 use kumo_fabric::identity::Identity;
 use kumo_fabric::pki::Authority;
+use kumo_fabric::wall_ms;
 
 use crate::error::CommandError;
 use crate::exit::Exit;
 use crate::membership::{
-    About, MembershipError, Place, Reopened, check_listen, host_name, next_steps, now_ms,
+    About, MembershipError, Place, Reopened, check_listen, host_name, next_steps,
 };
 use crate::output::Output;
 
@@ -47,7 +48,7 @@ pub struct Init {
 /// This host is in a cluster already, or its files cannot be written; then nothing is made.
 pub fn run(args: &Init, out: &mut Output) -> Result<Exit, CommandError> {
     let authority =
-        Authority::create(&args.cluster, now_ms()).map_err(MembershipError::Authority)?;
+        Authority::create(&args.cluster, wall_ms()).map_err(MembershipError::Authority)?;
     let identity = found(&authority, &args.dc, args.host.as_ref(), &args.about, &args.place)?;
     let HostId { dc, host } = &identity.host;
     out.line(format_args!(
@@ -84,7 +85,7 @@ pub fn found(
     let host = HostId { dc: dc.clone(), host: host_name(host)? };
     let (listen, advertise) = about.addresses()?;
     check_listen(listen)?;
-    let made = Identity::issue(authority, &host, Role::Gateway, now_ms());
+    let made = Identity::issue(authority, &host, Role::Gateway, wall_ms());
     let identity = Identity {
         listen: Some(listen),
         advertise,

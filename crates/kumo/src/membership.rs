@@ -8,7 +8,7 @@ use std::io::{self, IsTerminal as _};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::thread;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use kumo_abi::{HostId, HostName, NameError};
 use kumo_fabric::identity::{FABRIC_PORT_DEFAULT, Identity, IdentityError, check_address, label};
@@ -388,12 +388,6 @@ pub fn host_name(given: Option<&HostName>) -> Result<HostName, CommandError> {
         ))
     };
     kernel.parse().map_err(usage)
-}
-
-/// Milliseconds since the Unix epoch.
-pub fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Reads a span of time: `90s`, `30m`, `1h`, `7d`.

@@ -54,6 +54,8 @@ pub struct Evicted {
 }
 
 const ISSUED: &str = "issued/";
+/// The prefix of the keys of all cards.
+pub(crate) const CARDS: &str = "host/";
 const EVICTED: &str = "evicted/";
 const EVICTED_HOST: &str = "evicted-host/";
 
@@ -71,7 +73,7 @@ fn evicted_host_key(host: &HostId) -> String {
 
 /// Where the card of a host is.
 pub fn card_key(host: &HostId) -> String {
-    format!("host/{host}")
+    format!("{CARDS}{host}")
 }
 
 fn json<T: Serialize>(value: &T) -> Vec<u8> {

@@ -16,7 +16,6 @@ pub mod lww;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use kumo_abi::HostId;
 use tokio::sync::broadcast;
@@ -25,6 +24,7 @@ use self::disk::{Batch, Disk, Loaded};
 pub use self::lww::{Digest, Entry};
 use self::lww::{KEY_BYTES_MAX, Map, VALUE_BYTES_MAX};
 use crate::clock::{AHEAD_MS_MAX, Clock, Stamp};
+use crate::wall::wall_ms;
 
 /// All entries together. Every node holds them in memory; 10,000 hosts with their cards and
 /// certificates take some 20 MB.
@@ -450,11 +450,6 @@ fn start_over(loaded: &mut Loaded, writer: &HostId, now_ms: u64) -> Vec<String> 
 
 fn is_key(key: &str) -> bool {
     (1..=KEY_BYTES_MAX).contains(&key.len()) && !key.contains(char::is_control)
-}
-
-fn wall_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

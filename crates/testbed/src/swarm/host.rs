@@ -15,11 +15,10 @@ use kumo_abi::HostId;
 use kumo_abi::cluster::{Card, HostState, Role};
 use kumo_fabric::identity::{Gateway, Identity};
 use kumo_fabric::pki::Authority;
-use kumo_fabric::{Answerer, Answering, Fabric, FabricConfig};
+use kumo_fabric::{Answerer, Answering, Fabric, FabricConfig, wall_ms};
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
-use super::world::now_ms;
 use crate::chain;
 
 /// Longest wait for a link to a gateway: many members dial at once.
@@ -79,7 +78,7 @@ impl SwarmHost {
         };
         let engine = Engine::replay(config, common.rows).map_err(|error| failed(&error))?;
         let engine = Arc::new(engine);
-        let mut identity = Identity::issue(&common.authority, &id, Role::Member, now_ms())
+        let mut identity = Identity::issue(&common.authority, &id, Role::Member, wall_ms())
             .map_err(|error| failed(&error))?;
         identity.gateways = common.gateways;
         let run_dir = common.dir.join(format!("{}-{}", id.dc, id.host));

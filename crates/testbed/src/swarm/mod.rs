@@ -13,4 +13,4 @@ pub mod worker;
 mod world;
 
 pub use host::SwarmHost;
-pub use world::{CLUSTER_NAME, DcPlan, Seen, Totals, World, now_ms};
+pub use world::{CLUSTER_NAME, DcPlan, Seen, Totals, World};

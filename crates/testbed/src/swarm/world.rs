@@ -7,12 +7,13 @@ use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use kumo_abi::cluster::{HostState, Role};
 use kumo_abi::{DcName, HostId};
 use kumo_fabric::identity::{Gateway, Identity};
 use kumo_fabric::pki::Authority;
+use kumo_fabric::wall_ms;
 use serde::Deserialize;
 use tokio::runtime::Runtime;
 use tokio::sync::broadcast::error::RecvError;
@@ -95,12 +96,6 @@ struct Worker {
     hosts: Vec<HostId>,
 }
 
-/// Milliseconds since the Unix epoch.
-pub fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
-}
-
 fn id(dc: &DcName, name: &str) -> io::Result<HostId> {
     Ok(HostId { dc: dc.clone(), host: name.parse().map_err(Error::other)? })
 }
@@ -122,7 +117,7 @@ impl World {
         // Not where TMPDIR says: names of sockets have 108 bytes.
         let dir = tempfile::Builder::new().prefix("kumo-").tempdir_in("/tmp")?;
         let cluster = CLUSTER_NAME.parse().map_err(Error::other)?;
-        let authority = Arc::new(Authority::create(&cluster, now_ms()).map_err(Error::other)?);
+        let authority = Arc::new(Authority::create(&cluster, wall_ms()).map_err(Error::other)?);
         let mut known = Vec::new();
         for dc in plan {
             for number in 1..=dc.gateways {
@@ -221,7 +216,7 @@ impl World {
     /// A real node with an identity of this cluster that does not run yet.
     fn identify(&self, id: &HostId, role: Role) -> io::Result<Node> {
         let node = Node::new(&self.kumo, self.dir.path(), id.clone())?;
-        let identity = Identity::issue(&self.authority, id, role, now_ms());
+        let identity = Identity::issue(&self.authority, id, role, wall_ms());
         let mut identity = identity.map_err(Error::other)?;
         let own = self.known.iter().find(|gateway| gateway.host == *id);
         if let Some(address) = own.and_then(|gateway| gateway.addresses.first()) {
