@@ -114,6 +114,16 @@ pub struct LinkReport {
     pub sent_bytes: u64,
 }
 
+/// A gateway to which a node could not connect when it last tried.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unreached {
+    /// Which.
+    #[serde(flatten)]
+    pub id: HostId,
+    /// What became of each of its addresses, in words.
+    pub why: String,
+}
+
 /// What became of a question to one host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "outcome", rename_all = "kebab-case")]

@@ -29,7 +29,7 @@ use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use kumo_abi::HostId;
-use kumo_abi::cluster::{Card, HostInfo, LinkReport, Role};
+use kumo_abi::cluster::{Card, HostInfo, LinkReport, Role, Unreached};
 use tokio::runtime::Handle;
 use tokio::sync::{broadcast, mpsc};
 use tokio::task::{JoinSet, spawn_blocking};
@@ -197,6 +197,11 @@ impl Fabric {
     /// The links of this node.
     pub fn links(&self) -> Vec<LinkReport> {
         self.parts.links.load().as_ref().map_or_else(Vec::new, |links| links.reports())
+    }
+
+    /// Gateways that this node could not reach when it last tried, and why.
+    pub fn unreached(&self) -> Vec<Unreached> {
+        self.parts.links.load().as_ref().map_or_else(Vec::new, |links| links.unreached())
     }
 
     /// Where this node listens, with the real port; members do not.

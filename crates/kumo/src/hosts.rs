@@ -98,6 +98,7 @@ pub fn run(args: &Hosts, source: &Source, out: &mut Output) -> Result<Exit, Comm
             out.line(line)?;
         }
     }
+    cluster.tell_unreached(out);
     if !undecided.is_empty() {
         let (count, named) =
             (undecided.len(), undecided[..undecided.len().min(NAMED_MAX)].join(", "));

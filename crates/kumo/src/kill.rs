@@ -797,6 +797,7 @@ mod tests {
             (refused(403, "not-permitted"), "refused"),
             (refused(403, "protected"), "refused"),
             (refused(503, "busy"), "refused"),
+            (refused(503, "not-asked"), "refused"),
             (refused(504, "no-answer"), "unknown"),
             (refused(502, "no-answer"), "unknown"),
             (refused(500, "internal"), "unknown"),

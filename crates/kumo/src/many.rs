@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _, Write as _};
 use std::time::{Duration, Instant};
 
-use kumo_abi::cluster::{HostInfo, HostOutcome, HostState, Outcome};
+use kumo_abi::cluster::{HostInfo, HostOutcome, HostState, Outcome, Unreached};
 use kumo_abi::{HostId, QueryText, Row};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -100,9 +100,22 @@ pub struct Cluster {
     pub asked: HostId,
     /// All of them.
     pub hosts: Vec<HostInfo>,
+    /// Gateways that the node could not connect to when it last tried.
+    #[serde(default)]
+    pub unreached: Vec<Unreached>,
 }
 
 impl Cluster {
+    /// Says why gateways that are not alive could not be reached: an evicted host learns it here.
+    pub fn tell_unreached(&self, out: &mut Output) {
+        let is_alive = |id: &HostId| {
+            self.hosts.iter().any(|host| host.id == *id && host.state == HostState::Alive)
+        };
+        for Unreached { id, why } in self.unreached.iter().filter(|one| !is_alive(&one.id)) {
+            out.warn(format_args!("{} cannot reach the gateway {id}: {why}", self.asked));
+        }
+    }
+
     /// Asks a node.
     ///
     /// # Errors

@@ -99,6 +99,7 @@ pub fn run(args: &Map, source: &Source, out: &mut Output) -> Result<Exit, Comman
             out.line(line)?;
         }
     }
+    cluster.tell_unreached(out);
     for id in &strange {
         out.warn(format_args!("{id} does not tell its links; is it of another version?"));
     }

@@ -236,7 +236,7 @@ pub struct Running {
 
 impl Running {
     fn of(cluster: Cluster) -> Running {
-        let Cluster { cluster, asked, hosts } = cluster;
+        let Cluster { cluster, asked, hosts, .. } = cluster;
         let own = hosts.iter().find(|host| host.id == asked);
         let start = own.and_then(|host| host.incarnation);
         Running { cluster, host: asked, start }

@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use kumo_abi::cluster::{Card, HostInfo, HostOutcome, HostState, LinkReport, Outcome, Role};
+use kumo_abi::cluster::{
+    Card, HostInfo, HostOutcome, HostState, LinkReport, Outcome, Role, Unreached,
+};
 use kumo_abi::{ClusterName, HostId};
 use kumo_fabric::identity::Identity;
 use kumo_fabric::{Answerer, Ask, Fabric, HostEvent, Part};
@@ -96,6 +98,14 @@ impl Web {
         match self {
             Web::Lone(_) => Vec::new(),
             Web::Many(fabric) => fabric.links(),
+        }
+    }
+
+    /// Gateways that this node could not reach when it last tried.
+    pub(crate) fn unreached(&self) -> Vec<Unreached> {
+        match self {
+            Web::Lone(_) => Vec::new(),
+            Web::Many(fabric) => fabric.unreached(),
         }
     }
 

@@ -190,6 +190,23 @@ pub(super) async fn answers(shared: &Arc<Shared>, gateway: &HostId) -> bool {
     }
 }
 
+/// Finds out whether anybody listens where a gateway was whose kernel has just ended our link. A member
+/// cannot tell its gateway's death from having been evicted by it, and is without a session at the very
+/// moment in which others publish the obituary: so it looks for itself, and a port that refuses is proof.
+pub(super) async fn ask_after(shared: &Arc<Shared>, gateway: &HostId) {
+    let setup = shared.setup();
+    let known = setup.identity.gateways.iter().find(|known| known.host == *gateway);
+    let mut failures = Vec::new();
+    for address in known.map(|known| known.addresses.clone()).unwrap_or_default() {
+        let connecting = timeout(CONNECT_MAX, connect(shared, address.clone())).await;
+        match connecting.unwrap_or(Err(DialError::Silent)) {
+            Ok(_) => return,
+            Err(why) => failures.push(Failure { address, why }),
+        }
+    }
+    tell_refusal(shared, gateway, &failures);
+}
+
 /// The gateways in the order in which this host tries them: those of its own data centre first, the one
 /// that was lost last among them, and else each host has an order of its own, so that members are spread
 /// over gateways.
@@ -213,11 +230,18 @@ fn tell_failures(shared: &Shared, gateway: &HostId, failures: Option<&Vec<Failur
     let whom = format!("gateway {gateway}");
     let Some(failures) = failures else {
         shared.forget_said(&whom);
+        lock(&shared.unreached).remove(gateway);
         return;
     };
     let words: Vec<String> = failures.iter().map(ToString::to_string).collect();
     let words = words.join("; ");
     shared.say(&whom, format_args!("cannot reach the {whom}: {words}"));
+    lock(&shared.unreached).insert(gateway.clone(), words);
+    tell_refusal(shared, gateway, failures);
+}
+
+/// Tells when nothing listens where a gateway was.
+fn tell_refusal(shared: &Shared, gateway: &HostId, failures: &[Failure]) {
     let is_refused = |failure: &Failure| match &failure.why {
         DialError::Connect(error) => error.kind() == io::ErrorKind::ConnectionRefused,
         _ => false,

@@ -24,7 +24,7 @@ mod socket;
 mod splice;
 mod tls;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::convert::Infallible;
 use std::fmt;
 use std::fs::{self, DirBuilder, Permissions};
@@ -38,7 +38,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
 use kumo_abi::HostId;
-use kumo_abi::cluster::{LinkReport, Role};
+use kumo_abi::cluster::{LinkReport, Role, Unreached};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
@@ -228,6 +228,7 @@ impl Links {
             changes: watch::Sender::new(0),
             lost: Mutex::default(),
             said: Mutex::default(),
+            unreached: Mutex::default(),
             handshakes: Mutex::default(),
             joins: Semaphore::new(JOINS_MAX),
             renewals: Semaphore::new(RENEWALS_MAX),
@@ -342,6 +343,17 @@ impl Links {
         reports
             .sort_by(|a, b| (&a.peer, a.dialed, &a.address).cmp(&(&b.peer, b.dialed, &b.address)));
         reports
+    }
+
+    /// Gateways that could not be dialed when they last were, and why, in their order. One with which
+    /// there is a link is not among them.
+    pub fn unreached(&self) -> Vec<Unreached> {
+        let setup = self.shared.setup();
+        let is_known = |id: &HostId| setup.identity.gateways.iter().any(|known| known.host == *id);
+        let mut unreached = lock(&self.shared.unreached);
+        unreached.retain(|id, _| is_known(id));
+        let without_link = unreached.iter().filter(|(id, _)| !self.shared.is_linked(id));
+        without_link.map(|(id, why)| Unreached { id: id.clone(), why: why.clone() }).collect()
     }
 
     /// The ends of links, and dials that were refused, from now on.
@@ -470,6 +482,8 @@ struct Shared {
     /// The gateway whose link, dialed by us, ended last: it is the last to be tried again.
     lost: Mutex<Option<HostId>>,
     said: Mutex<Said>,
+    /// Why each gateway that could not be dialed when it last was could not; no more than are known.
+    unreached: Mutex<BTreeMap<HostId, String>>,
     handshakes: Mutex<Handshakes>,
     joins: Semaphore,
     renewals: Semaphore,
@@ -674,6 +688,13 @@ struct Registered {
 }
 
 impl Registered {
+    /// The gateway at the other end, if we are the side that dialed.
+    fn dialed_gateway(&self) -> Option<HostId> {
+        let live = lock(&self.shared.live);
+        let link = live.links.get(&self.number).filter(|link| link.dialed)?;
+        Some(link.peer.host.clone())
+    }
+
     /// Takes the link from the list and tells that it ended.
     fn end(&self, how: How) {
         let link = {
@@ -705,6 +726,7 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let traffic = Arc::clone(&registered.traffic);
+    let gateway = registered.dialed_gateway();
     let mut is_cut = registered.is_cut.clone();
     let mut splice = Splice::new(stream, local, &traffic);
     let ended = tokio::select! {
@@ -725,6 +747,10 @@ where
         (None, Some(Ended::RemoteLost)) => (How::Lost, Ended::RemoteLost),
     };
     registered.end(how);
+    if let (How::ByPeer, Some(gateway)) = (how, gateway) {
+        let asking = Arc::clone(&registered.shared);
+        registered.shared.spawn(async move { dial::ask_after(&asking, &gateway).await });
+    }
     splice.finish(ended).await;
 }
 

@@ -17,11 +17,11 @@ use tokio::task::spawn_blocking;
 use zenoh::{Config, Wait as _};
 
 /// A connection on which nothing came for so long is dead. Frozen hosts are seen as dead by it, and
-/// cut links as cut.
-const LEASE_MS: u64 = 1_200;
+/// cut links as cut: with the grace of a token within 1.5 s.
+const LEASE_MS: u64 = 1_150;
 
-/// So many signs of life are sent a lease, where nothing else is: one every 400 ms. Two may be late
-/// by 400 ms each before a live host is taken for dead, and an idle link carries about 0.8 KB a second,
+/// So many signs of life are sent a lease, where nothing else is: one every 380 ms. Two may be late
+/// by 380 ms each before a live host is taken for dead, and an idle link carries about 0.8 KB a second,
 /// headers and both directions included.
 const SIGNS_OF_LIFE: u64 = 3;
 

@@ -149,7 +149,10 @@ pub(crate) async fn declare(
 async fn compare_for(shared: Arc<Shared>, query: Query, to: mpsc::UnboundedSender<Told>) {
     let asked = query.payload().map(bytes_of).unwrap_or_default();
     let compared = match postcard::from_bytes(&asked) {
-        Ok(Compare::Root(root)) if root == shared.store.root() => Compared::Same,
+        Ok(Compare::Root(root)) if root == shared.store.root() => {
+            shared.store.heard();
+            Compared::Same
+        }
         Ok(Compare::Root(_)) => Compared::Differs(shared.store.digest()),
         Ok(Compare::Exchange { digest, entries }) => {
             let ours = shared.store.differing(&digest);

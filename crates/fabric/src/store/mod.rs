@@ -4,11 +4,11 @@
 //! on its disk before it is acknowledged. What others wrote is in memory at once and on the disk
 //! within a second (whoever owns the store calls [`Store::flush`]): it is on their disks already.
 //!
-//! Removals are remembered for a week. Who was away for longer starts over, and it is [`Store::open`]
-//! that sees to that. So there is a limit: nodes that run on while they are cut off for over a week, one
-//! alone or a whole data centre whose nodes hear each other, bring back what the others have removed
-//! meanwhile, when they meet again. Restarting a node that was alone, before it meets them, prevents
-//! that. What must hold in spite of it is only ever added: evictions, certificates, uses of tokens.
+//! Removals are remembered for a week. Who heard of nobody for longer starts over, when it is opened or,
+//! if it runs, when the first of the others is back. There is a limit: a data centre whose nodes hear
+//! each other and that is cut off for over a week brings back what the others have removed meanwhile,
+//! when they meet again. What must hold in spite of it is only ever added: evictions, certificates, uses
+//! of tokens.
 
 mod disk;
 pub mod lww;
@@ -151,7 +151,10 @@ type Wall = Box<dyn Fn() -> u64 + Send + Sync>;
 /// The desired state, as this host knows it. All methods may be called from any thread;
 /// [`Store::put`], [`Store::remove`] and [`Store::flush`] wait for the disk.
 pub struct Store {
+    writer: HostId,
     wall: Wall,
+    /// Of the file, where there is one.
+    path: Option<PathBuf>,
     /// Taken before `state`, and held while the disk works: readers do not wait for it.
     disk: Mutex<Option<Disk>>,
     state: RwLock<State>,
@@ -184,17 +187,11 @@ impl Store {
     fn open_with(path: &Path, writer: HostId, wall: Wall) -> Result<Store, StoreError> {
         let now_ms = wall();
         let (mut disk, mut loaded) = Disk::open(path, now_ms)?;
-        let dropped = start_over(&mut loaded, &writer, now_ms);
+        let dropped = start_over(&mut loaded.map, loaded.heard_ms, &writer, now_ms);
         if !dropped.is_empty() {
             let aside = disk::copy_aside(path, "away", now_ms)
                 .map_err(|source| StoreError::Aside { path: path.to_owned(), source })?;
-            tracing::warn!(
-                "this host has not heard of others for over a week, and they may have forgotten what was \
-                 removed meanwhile: {} entries were dropped and come back from them; a copy of the state \
-                 before is {}",
-                dropped.len(),
-                aside.display()
-            );
+            say_start_over(dropped.len(), &aside);
         }
         let mut gone = dropped;
         gone.extend(loaded.map.forget_tombstones(now_ms));
@@ -203,7 +200,7 @@ impl Store {
             disk.write(&Batch { entries, heard_ms: None })
                 .map_err(|source| StoreError::open(path, source))?;
         }
-        Ok(Store::with(writer, wall, Some(disk), loaded))
+        Ok(Store::with(writer, wall, Some((disk, path.to_owned())), loaded))
     }
 
     /// A state that is in memory only.
@@ -211,9 +208,10 @@ impl Store {
         Store::with(writer, Box::new(wall_ms), None, Loaded::default())
     }
 
-    fn with(writer: HostId, wall: Wall, disk: Option<Disk>, loaded: Loaded) -> Store {
+    fn with(writer: HostId, wall: Wall, file: Option<(Disk, PathBuf)>, loaded: Loaded) -> Store {
+        let (disk, path) = file.unzip();
         let state = State {
-            clock: Clock::new(writer, loaded.map.last_stamp()),
+            clock: Clock::new(writer.clone(), loaded.map.last_stamp()),
             map: loaded.map,
             unwritten: BTreeSet::new(),
             heard_ms: loaded.heard_ms,
@@ -221,7 +219,9 @@ impl Store {
             swept_ms: wall(),
         };
         Store {
+            writer,
             wall,
+            path,
             disk: Mutex::new(disk),
             state: RwLock::new(state),
             changes: broadcast::Sender::new(CHANGES_MAX),
@@ -301,6 +301,7 @@ impl Store {
     /// Takes in entries from others. What is newer is kept in memory, and written to the disk by the
     /// next [`Store::flush`].
     pub fn take_in(&self, entries: Vec<(String, Entry)>) -> TakenIn {
+        self.start_over_after_long();
         let now_ms = (self.wall)();
         let mut state = self.write();
         state.heard_ms = Some(now_ms);
@@ -334,21 +335,25 @@ impl Store {
     /// Notes that another host was heard of: an exchange that found no difference says as much as one
     /// that did. Without it a node would believe to have been alone, and start over.
     pub fn heard(&self) {
+        self.start_over_after_long();
         self.write().heard_ms = Some((self.wall)());
     }
 
     /// A digest of all of it, for [`Store::differing`] of another host.
     pub fn digest(&self) -> Digest {
+        self.start_over_after_long();
         self.read().map.digest()
     }
 
     /// What another host with the digest `theirs` may not have. The default digest asks for all.
     pub fn differing(&self, theirs: &Digest) -> Vec<(String, Entry)> {
+        self.start_over_after_long();
         self.read().map.differing(theirs)
     }
 
     /// All of it in one number: hosts with equal ones have equal states.
     pub fn root(&self) -> u64 {
+        self.start_over_after_long();
         self.read().map.digest().root()
     }
 
@@ -392,6 +397,38 @@ impl Store {
         Ok(())
     }
 
+    /// Before this host tells others what it knows, or hears of them: if they were last heard of so long
+    /// ago that they may have forgotten removals, drops what they knew of then, as [`Store::open`] does.
+    /// A node that runs and is cut off notices it here, when the first of the others is back.
+    fn start_over_after_long(&self) {
+        let now_ms = (self.wall)();
+        let is_due =
+            |state: &State| state.heard_ms.is_some_and(|at| lww::must_start_over(at, now_ms));
+        if !is_due(&self.read()) {
+            return;
+        }
+        let _disk = self.lock_disk(); // Nobody writes the file while it is copied.
+        let mut state = self.write();
+        if !is_due(&state) {
+            return;
+        }
+        let heard_ms = state.heard_ms.replace(now_ms);
+        let dropped = start_over(&mut state.map, heard_ms, &self.writer, now_ms);
+        if dropped.is_empty() {
+            return;
+        }
+        match self.path.as_ref().map(|path| disk::copy_aside(path, "away", now_ms)) {
+            Some(Ok(aside)) => say_start_over(dropped.len(), &aside),
+            // What is dropped comes back from others; keeping it would bring back what they removed.
+            Some(Err(error)) => tracing::error!(
+                "{} entries of over a week ago were dropped, and no copy of them could be made: {error}",
+                dropped.len()
+            ),
+            None => (),
+        }
+        state.unwritten.extend(dropped);
+    }
+
     fn lock_disk(&self) -> MutexGuard<'_, Option<Disk>> {
         self.disk.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -430,20 +467,28 @@ impl State {
     }
 }
 
+fn say_start_over(dropped: usize, aside: &Path) {
+    tracing::warn!(
+        "this host has not heard of others for over a week, and they may have forgotten what was \
+         removed meanwhile: {dropped} entries were dropped and come back from them; a copy of the state \
+         before is {}",
+        aside.display()
+    );
+}
+
 /// Drops what others knew of when they were last heard of, if that is too long ago; says which keys.
-fn start_over(loaded: &mut Loaded, writer: &HostId, now_ms: u64) -> Vec<String> {
+fn start_over(map: &mut Map, heard_ms: Option<u64>, writer: &HostId, now_ms: u64) -> Vec<String> {
     // A node that never heard of others is alone: nobody could have removed anything.
-    let Some(heard_ms) = loaded.heard_ms.filter(|at| lww::must_start_over(*at, now_ms)) else {
+    let Some(heard_ms) = heard_ms.filter(|at| lww::must_start_over(*at, now_ms)) else {
         return Vec::new();
     };
     // What this host wrote after that is new to everybody.
     let known = |stamp: &Stamp| stamp.writer != *writer || stamp.ms <= heard_ms;
     let added_only = |key: &str| ADDED_ONLY.iter().any(|prefix| key.starts_with(prefix));
-    let entries = loaded.map.entries();
-    let dropped = entries.filter(|(key, entry)| known(&entry.stamp) && !added_only(key));
+    let dropped = map.entries().filter(|(key, entry)| known(&entry.stamp) && !added_only(key));
     let dropped: Vec<String> = dropped.map(|(key, _)| key.clone()).collect();
     for key in &dropped {
-        loaded.map.forget(key);
+        map.forget(key);
     }
     dropped
 }
@@ -596,6 +641,39 @@ mod tests {
         assert_eq!(open().with_prefix("").len(), 3, "and it is so in the file");
         let names = names(directory.path());
         assert!(names.len() == 2 && names[1].starts_with("store.redb.away-"), "{names:?}");
+    }
+
+    #[test]
+    fn who_runs_and_was_cut_off_for_too_long_starts_over_when_others_are_back() {
+        type Meeting = fn(&Store);
+        let meetings: [Meeting; 4] = [
+            |store| assert_ne!(store.root(), 0),
+            |store| drop(store.differing(&Digest::default())),
+            |store| drop(store.take_in(Vec::new())),
+            Store::heard,
+        ];
+        for meeting in meetings {
+            let directory = tempfile::tempdir().expect("a directory");
+            let path = directory.path().join("store.redb");
+            let time = Time::at(START_MS);
+            let store = Store::open_with(&path, host("a"), time.wall()).expect("a store");
+            let theirs = |key: &str| (key.to_owned(), entry(START_MS, "b", Some("theirs")));
+            store.take_in(["spec/x", "evicted/1"].map(theirs).to_vec());
+            time.add(TOMBSTONE_MS - 1);
+            meeting(&store);
+            store.flush().expect("a flush");
+            assert!(store.value("spec/x").is_some(), "not yet");
+            time.add(TOMBSTONE_MS);
+            meeting(&store);
+            let has = |store: &Store| ["spec/x", "evicted/1"].map(|k| store.value(k).is_some());
+            assert_eq!(has(&store), [false, true]);
+            store.flush().expect("a flush");
+            drop(store);
+            let store = Store::open_with(&path, host("a"), time.wall()).expect("a store");
+            assert_eq!(has(&store), [false, true], "and it is so in the file");
+            let names = names(directory.path());
+            assert!(names.iter().any(|name| name.starts_with("store.redb.away-")), "{names:?}");
+        }
     }
 
     #[test]

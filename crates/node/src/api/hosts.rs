@@ -26,6 +26,7 @@ async fn hosts(State(Shared { web, .. }): State<Shared>) -> Reply {
     let me = web.me();
     let hosts = json!({
         "cluster": web.cluster(), "dc": me.dc, "host": me.host, "hosts": web.hosts(),
+        "unreached": web.unreached(),
     });
     Ok(document(StatusCode::OK, &hosts))
 }

@@ -10,7 +10,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use k2i::http::{PROBLEM_JSON, Refused, check_change, parameters};
 use kumo_abi::HostId;
-use kumo_abi::cluster::Outcome;
+use kumo_abi::cluster::{HostState, Outcome};
 use kumo_abi::merge;
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -95,10 +95,17 @@ async fn ask(
     scope: &Scope,
     changes: bool,
 ) -> Reply {
-    if !shared.web.hosts().iter().any(|host| host.id == id) {
+    let Some(host) = shared.web.hosts().into_iter().find(|host| host.id == id) else {
         let detail = format!("there is no host {id}; /v2/hosts lists those there are");
         let title = "There is no such host";
         return Err(Refused::new(StatusCode::NOT_FOUND, "no-such-host", title, detail));
+    };
+    // A change that was never sent was not made: that is worth more than waiting for a doubt.
+    if changes && host.state != HostState::Alive {
+        let (state, for_ms) = (host.state.name(), host.state_ms);
+        let detail = format!("{id} has been {state} for {for_ms} ms, so it was not asked");
+        let title = "The host is not there";
+        return Err(Refused::new(StatusCode::SERVICE_UNAVAILABLE, "not-asked", title, detail));
     }
     let _place = shared.place().await?;
     let asked = Chosen { hosts: vec![id.clone()], undecided: Vec::new() };

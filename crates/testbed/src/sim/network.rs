@@ -15,7 +15,7 @@ use super::{Event, Life, Nth, World};
 
 /// So long a link may be silent before an end gives it up. Ends send signs of life four times in a
 /// lease, so the silence began up to a quarter earlier than they can know.
-pub(super) const LEASE_MS: u64 = 1_200;
+pub(super) const LEASE_MS: u64 = 1_150;
 
 /// Which start of which host a token is of.
 pub(super) type Token = (Nth, u64);
