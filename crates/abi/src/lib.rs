@@ -1,16 +1,20 @@
-//! What two Kumonosu processes must agree on: identities, columns, queries, answers and limits.
+//! What two Kumonosu processes must agree on: identities, columns, queries, answers, calls and limits.
 //!
 //! Plain values and rules only: no I/O, no clocks, no threads. What a column costs to fetch and how
 //! it is fetched is the business of `k2i`; how it is shown, of `kumo`.
 
 mod answer;
+pub mod call;
 pub mod cluster;
+pub mod control;
 pub mod filter;
+pub mod frame;
 pub mod hosts;
 mod identity;
 pub mod limits;
 pub mod merge;
 mod names;
+pub mod page;
 mod problem;
 pub mod proc;
 mod query;
