@@ -31,7 +31,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use kumo_abi::HostId;
 use kumo_abi::cluster::{Card, HostInfo, LinkReport, Role, Unreached};
 use tokio::runtime::Handle;
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::{Notify, broadcast, mpsc};
 use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::{interval, timeout};
 
@@ -156,14 +156,16 @@ impl Fabric {
         tasks.spawn(part(sync::tell_changes(Arc::clone(&shared), store.changes())));
         tasks.spawn(part(sync::compare(Arc::clone(&shared), incoming.clone(), coming)));
         tasks.spawn(part(flush(Arc::clone(&store))));
+        let told_of_gateways = Arc::new(Notify::new());
         tasks.spawn(part(follow(
             Arc::clone(&shared),
             Arc::clone(&identity),
             Arc::clone(&links),
             state_dir.clone(),
+            Arc::clone(&told_of_gateways),
         )));
         if role == Role::Member {
-            tasks.spawn(part(go_home(Arc::clone(&links))));
+            tasks.spawn(part(go_home(Arc::clone(&links), told_of_gateways)));
         }
         if let Some(dir) = state_dir {
             tasks.spawn(part(renew(Arc::clone(&identity), Arc::clone(&links), dir, desk)));
@@ -445,6 +447,7 @@ async fn follow(
     identity: Arc<ArcSwap<Identity>>,
     links: Arc<Links>,
     state_dir: Option<PathBuf>,
+    told_of_gateways: Arc<Notify>,
 ) {
     let mut changes = shared.store.changes();
     loop {
@@ -466,6 +469,7 @@ async fn follow(
             if let Err(error) = links.set_identity(identity.load_full()) {
                 tracing::error!("the list of gateways could not be used: {error}");
             }
+            told_of_gateways.notify_one();
         }
         loop {
             match changes.recv().await {
@@ -507,12 +511,16 @@ fn gateways(shared: &Shared, identity: &Identity) -> Vec<Gateway> {
     identity::limited(gateways, &shared.me.dc)
 }
 
-/// Brings a member back to its own data centre's gateways. Its token goes and returns meanwhile, within
-/// the grace that tokens have.
-async fn go_home(links: Arc<Links>) {
+/// Brings a member back to its own data centre's gateways, also when it has just been told of them: who
+/// joins knows only the one that let it in. Its token goes and returns meanwhile, within the grace that
+/// tokens have.
+async fn go_home(links: Arc<Links>, told_of_gateways: Arc<Notify>) {
     let mut every = interval(HOME_EVERY);
     loop {
-        every.tick().await;
+        tokio::select! {
+            _ = every.tick() => (),
+            () = told_of_gateways.notified() => (),
+        }
         if links.is_away().await {
             links.go_home();
         }

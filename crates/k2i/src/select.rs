@@ -319,7 +319,7 @@ mod tests {
                 row.cmdline_long = false;
             }
             let exe = format!("/bin/{}", row.pid).into_bytes();
-            row.late = Some(Box::new(Late { exe: Some(exe.into()), ..Late::default() }));
+            row.late = Some(Arc::new(Late { exe: Some(exe.into()), ..Late::default() }));
         }
     }
 

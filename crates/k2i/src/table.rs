@@ -287,8 +287,8 @@ pub struct Process {
     pub cmdline_long: bool,
     /// [`Parts::CGROUP`]: the text of `/proc/<pid>/cgroup`, shared by all in the same groups.
     pub cgroup: Option<Arc<[u8]>>,
-    /// [`Parts::EXE`] and what else is fetched for single rows.
-    pub late: Option<Box<Late>>,
+    /// [`Parts::EXE`] and what else is fetched for single rows; shared, as rows are copied.
+    pub late: Option<Arc<Late>>,
 }
 
 /// Parts that are fetched for the rows that leave, one by one.

@@ -127,6 +127,11 @@ fn a_killed_member_is_dead_everywhere_and_comes_back() {
     assert_eq!(status.code(), Some(3), "{out}{errors}");
     assert!(errors.contains("osaka/c"), "{errors}");
     assert!(out.contains(r#""osaka""#) && out.contains(r#""tokyo""#), "{out}");
+    // Nothing was sent to a host that is known to be dead, and nobody doubts it.
+    let kill = words(&["kill", "osaka/c/1"]);
+    let (status, _, errors) = cluster.kumo_status(&host("tokyo/b"), &kill).unwrap();
+    assert_eq!(status.code(), Some(1), "{errors}");
+    assert!(errors.contains("it was not asked") && !errors.contains("not known"), "{errors}");
 
     cluster.up(&gone).unwrap();
     until_all_alive(&cluster, CUT_MAX);
@@ -370,4 +375,8 @@ fn an_evicted_host_is_out() {
         since.contains("evicted") && cluster.state(&gone, &gateway) == Some(HostState::CutOff)
     });
     assert!(out(&cluster), "{}", cluster.views());
+    let (status, _, errors) = cluster.kumo_status(&gone, &words(&["hosts"])).unwrap();
+    assert_eq!(status.code(), Some(0), "{errors}");
+    assert!(errors.contains("cannot reach the gateway tokyo/a"), "{errors}");
+    assert!(errors.contains("evicted"), "{errors}");
 }

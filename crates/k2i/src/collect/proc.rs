@@ -17,7 +17,7 @@ use rustix::fs::{CWD, Mode, OFlags, RawDir, openat, readlinkat_raw};
 use rustix::io::Errno;
 
 use crate::table::{
-    CMDLINE_KEPT_BYTES_MAX, Comm, CommandLine, Ids, Io, Late, Memory, Namespaces, Parts, Process,
+    CMDLINE_KEPT_BYTES_MAX, Comm, CommandLine, Ids, Io, Memory, Namespaces, Parts, Process,
 };
 
 /// Processes that one thread reads before a second one is worth its start (about 50 µs).
@@ -384,7 +384,7 @@ impl<'p> Reader<'p> {
         row: &mut Process,
         missing: Parts,
     ) -> Result<(), Errno> {
-        let mut late: Box<Late> = row.late.take().unwrap_or_default();
+        let mut late = row.late.take().map(Arc::unwrap_or_clone).unwrap_or_default();
         let links = [Parts::EXE, Parts::CWD, Parts::ROOT].into_iter().zip([
             (c"exe", &mut late.exe),
             (c"cwd", &mut late.cwd),
@@ -413,7 +413,7 @@ impl<'p> Reader<'p> {
             late.wchan = (!matches!(text, b"0" | b"")).then(|| text.into());
             row.have |= Parts::WCHAN;
         }
-        row.late = Some(late);
+        row.late = Some(Arc::new(late));
         Ok(())
     }
 
