@@ -373,9 +373,9 @@ async fn connect(
     sightings: watch::Sightings,
     incoming: sync::Incoming,
 ) {
-    loop {
+    for attempt in 0.. {
         let (listen, connect) = (links.zenoh_listen(), links.zenoh_connect());
-        let opened = net::open(shared.role, listen.as_deref(), &connect).await;
+        let opened = net::open(shared.role, listen.as_deref(), &connect, attempt).await;
         let declared = match opened {
             Ok(session) => {
                 // Before others are seen: whatever that sets off needs a session.

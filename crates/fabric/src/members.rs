@@ -30,6 +30,9 @@ pub const SILENT_GRACE_MS: u64 = 1_000;
 /// Hosts that are gone for longer than this are forgotten; their cards are kept elsewhere.
 pub const FORGET_MS: u64 = 24 * 3600 * 1000;
 
+/// It is looked so often who can be.
+const SWEEP_MS: u64 = 60 * 1000;
+
 /// What is known of a host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Member {
@@ -100,6 +103,9 @@ pub enum Seen {
     },
 }
 
+/// What will be said of a host, and from when on.
+type Verdict = (HostState, u64);
+
 /// A host's state has changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Change {
@@ -115,10 +121,14 @@ pub struct Change {
 #[derive(Clone, Debug, Default)]
 pub struct Members {
     hosts: BTreeMap<HostId, Member>,
-    /// The gateways among them, by data centre; and those of whom something is still to be said. With
-    /// these a lost data centre of a thousand hosts is judged without looking at all of them for each.
+    /// The gateways among them, by data centre; those of whom something is still to be said, with what and
+    /// from when on as far as it is known; and these by time. With them an event costs what it changes,
+    /// not a look at all hosts.
     gateways: BTreeMap<DcName, BTreeSet<HostId>>,
-    open: BTreeSet<HostId>,
+    open: BTreeMap<HostId, Option<Verdict>>,
+    due: BTreeSet<(u64, HostId)>,
+    /// When it was last looked who can be forgotten.
+    swept_ms: u64,
     /// When this host itself had last stood still.
     stood_still_ms: Option<u64>,
 }
@@ -128,6 +138,9 @@ impl Members {
     /// and it will find theirs gone. They get the time to show that those who fell silent have.
     pub fn stood_still(&mut self, now_ms: u64) {
         self.stood_still_ms = Some(now_ms);
+        for host in self.open.keys().cloned().collect::<Vec<_>>() {
+            self.judge(&host);
+        }
     }
 
     /// All hosts, in order.
@@ -180,17 +193,37 @@ impl Members {
 
     /// Sets right what is kept beside `hosts`, after a change of one.
     fn index(&mut self, host: &HostId) {
-        let member = self.hosts.get(host);
-        if member.is_some_and(|m| m.vanished_ms.is_some() || m.state == HostState::CutOff) {
-            self.open.insert(host.clone());
+        let is_gateway = self.hosts.get(host).is_some_and(|m| m.role == Role::Gateway);
+        let was_gateway = if is_gateway {
+            !self.gateways.entry(host.dc.clone()).or_default().insert(host.clone())
         } else {
-            self.open.remove(host);
+            self.gateways.get_mut(&host.dc).is_some_and(|gateways| gateways.remove(host))
+        };
+        self.judge(host);
+        // What is said of a host depends on itself and on the gateways of its data centre.
+        if is_gateway || was_gateway {
+            let others = self.open.keys().filter(|open| open.dc == host.dc && *open != host);
+            for other in others.cloned().collect::<Vec<_>>() {
+                self.judge(&other);
+            }
         }
-        if member.is_some_and(|m| m.role == Role::Gateway) {
-            self.gateways.entry(host.dc.clone()).or_default().insert(host.clone());
-        } else if let Some(gateways) = self.gateways.get_mut(&host.dc) {
-            gateways.remove(host);
+    }
+
+    /// Works out anew what will be said of a host.
+    fn judge(&mut self, host: &HostId) {
+        if let Some(Some((_, at_ms))) = self.open.remove(host) {
+            self.due.remove(&(at_ms, host.clone()));
         }
+        let Some(member) = self.hosts.get(host) else { return };
+        let verdict = match member.vanished_ms {
+            Some(vanished_ms) => Some(self.vanished(host, member, vanished_ms)),
+            None if member.state == HostState::CutOff => self.returned(host),
+            None => return,
+        };
+        if let Some((_, at_ms)) = verdict {
+            self.due.insert((at_ms, host.clone()));
+        }
+        self.open.insert(host.clone(), verdict);
     }
 
     fn take_in(&mut self, seen: Seen, now_ms: u64) -> Vec<Change> {
@@ -279,8 +312,9 @@ impl Members {
 
     /// Decides what can be decided at `now_ms`.
     pub fn decide(&mut self, now_ms: u64) -> Vec<Change> {
-        let due = |(_, (_, at_ms)): &(HostId, (HostState, u64))| *at_ms <= now_ms;
-        let verdicts: Vec<_> = self.verdicts().filter(due).collect();
+        let due = self.due.iter().take_while(|(at_ms, _)| *at_ms <= now_ms);
+        let verdict = |(_, host): &(u64, HostId)| Some((host.clone(), (*self.open.get(host)?)?));
+        let verdicts: Vec<(HostId, Verdict)> = due.filter_map(verdict).collect();
         let mut changes = Vec::new();
         let mut lost: BTreeSet<DcName> = BTreeSet::new();
         for (host, (state, _)) in verdicts {
@@ -293,6 +327,10 @@ impl Members {
         for dc in lost {
             changes.extend(self.doubt(&dc, now_ms));
         }
+        if now_ms.saturating_sub(self.swept_ms) < SWEEP_MS {
+            return changes;
+        }
+        self.swept_ms = now_ms;
         let is_forgotten = |member: &Member| {
             member.state != HostState::Alive && member.since_ms.saturating_add(FORGET_MS) <= now_ms
         };
@@ -306,24 +344,11 @@ impl Members {
 
     /// When [`Members::decide`] should be called next, if nothing happens before.
     pub fn next_ms(&self) -> Option<u64> {
-        self.verdicts().map(|(_, (_, at_ms))| at_ms).min()
-    }
-
-    /// What will be said of whom, and from when on.
-    fn verdicts(&self) -> impl Iterator<Item = (HostId, (HostState, u64))> {
-        self.open.iter().filter_map(|host| {
-            let member = self.hosts.get(host)?;
-            let verdict = match member.vanished_ms {
-                Some(vanished_ms) => self.vanished(host, member, vanished_ms),
-                None if member.state == HostState::CutOff => self.returned(host)?,
-                None => return None,
-            };
-            Some((host.clone(), verdict))
-        })
+        self.due.first().map(|(at_ms, _)| *at_ms)
     }
 
     /// Of a host whose token vanished.
-    fn vanished(&self, host: &HostId, member: &Member, vanished_ms: u64) -> (HostState, u64) {
+    fn vanished(&self, host: &HostId, member: &Member, vanished_ms: u64) -> Verdict {
         if member.is_ended() {
             return (HostState::Dead, vanished_ms + SETTLE_MS);
         }
@@ -349,7 +374,7 @@ impl Members {
 
     /// Of a host that was cut off and whose data centre can be reached again: it has time to show
     /// itself, and is dead then.
-    fn returned(&self, host: &HostId) -> Option<(HostState, u64)> {
+    fn returned(&self, host: &HostId) -> Option<Verdict> {
         let back =
             self.gateways(&host.dc).filter_map(|id| Some(self.hosts.get(id)?.came_ms)).min()?;
         Some((HostState::Dead, back + SILENT_GRACE_MS))

@@ -31,9 +31,15 @@ const RETRY_MS: (u64, u64) = (20, 400);
 /// Opening a connection takes a few round trips around the world at most.
 const OPEN_MS_MAX: u64 = 4_000;
 
-/// A member's attempt to open its session takes no longer where no gateway can be reached: a node that is
-/// told to stop meanwhile waits for it.
-const CLIENT_OPEN_MS_MAX: u64 = 1_500;
+/// A member's attempts to open its session take so long, the first and the later ones, where no gateway can
+/// be reached: a node that is told to stop meanwhile waits for it. They grow, for a gateway that is only
+/// slow, with hundreds of members that come at once, must get done with each.
+const CLIENT_OPEN_MS: (u64, u64) = (1_500, 6_000);
+
+/// How long a member's attempt number `attempt`, from 0, takes.
+fn client_open_ms(attempt: u32) -> u64 {
+    CLIENT_OPEN_MS.0.saturating_mul(1 << attempt.min(8)).min(CLIENT_OPEN_MS.1)
+}
 
 /// Connections of a gateway; that of each member of its data centre, and of each other gateway.
 pub(crate) const SESSIONS_MAX: u64 = 4_000;
@@ -45,7 +51,12 @@ const MESSAGE_BYTES_MAX: u64 = 256 << 20;
 ///
 /// # Errors
 /// Zenoh's words, if it does not know one of the settings.
-fn config(role: Role, listen: Option<&Path>, connect: &[PathBuf]) -> zenoh::Result<Config> {
+fn config(
+    role: Role,
+    listen: Option<&Path>,
+    connect: &[PathBuf],
+    attempt: u32,
+) -> zenoh::Result<Config> {
     let endpoint = |path: &PathBuf| format!("unixsock-stream/{}", path.display());
     let connect: Vec<String> = connect.iter().map(endpoint).collect();
     let listen: Vec<String> = listen.map(|path| endpoint(&path.to_owned())).into_iter().collect();
@@ -59,7 +70,10 @@ fn config(role: Role, listen: Option<&Path>, connect: &[PathBuf]) -> zenoh::Resu
         ("connect/endpoints", serde_json::json!(connect)),
         // A gateway dials in the background, for ever. A member's session opens when it is connected; that
         // blocks a thread, so it is given up and tried again.
-        ("connect/timeout_ms", serde_json::json!({"router": -1, "client": CLIENT_OPEN_MS_MAX})),
+        (
+            "connect/timeout_ms",
+            serde_json::json!({"router": -1, "client": client_open_ms(attempt)}),
+        ),
         ("connect/exit_on_failure", serde_json::json!({"router": false, "client": true})),
         (
             "connect/retry",
@@ -193,13 +207,14 @@ impl Keys {
 /// blocking is fine.
 ///
 /// # Errors
-/// Zenoh's words; on a member also when no gateway was reached within [`CLIENT_OPEN_MS_MAX`].
+/// Zenoh's words; on a member also when no gateway was reached within [`client_open_ms`].
 pub(crate) async fn open(
     role: Role,
     listen: Option<&Path>,
     connect: &[PathBuf],
+    attempt: u32,
 ) -> zenoh::Result<zenoh::Session> {
-    let config = config(role, listen, connect)?;
+    let config = config(role, listen, connect, attempt)?;
     spawn_blocking(move || zenoh::open(config).wait()).await?
 }
 
@@ -211,9 +226,15 @@ mod tests {
     fn zenoh_knows_every_setting() {
         for role in [Role::Gateway, Role::Member] {
             let sockets = ["/run/kumo/fabric/a".into(), "/run/kumo/fabric/b".into()];
-            config(role, Some(Path::new("/run/kumo/fabric/in")), &sockets)
+            config(role, Some(Path::new("/run/kumo/fabric/in")), &sockets, 0)
                 .expect("a configuration");
         }
+    }
+
+    #[test]
+    fn attempts_grow_to_a_bound() {
+        let ms = [0, 1, 2, 3, u32::MAX].map(client_open_ms);
+        assert_eq!(ms, [1_500, 3_000, 6_000, 6_000, 6_000]);
     }
 
     #[test]

@@ -19,9 +19,9 @@ use super::host::{Common, SwarmHost};
 use super::record::record;
 use crate::chain;
 
-/// Hosts that join at once. Gateways take 256 handshakes of one address at once, and this machine has
-/// one address and few cores.
-const JOINING_MAX: usize = 32;
+/// Hosts that join at once. Each that comes is told to all that are there, so a thousand make a million
+/// messages, all on the few cores of this machine: with more at once, signs of life come too late.
+const JOINING_MAX: usize = 4;
 
 /// Longest wait until each host sees all others.
 const SETTLE_MAX: Duration = Duration::from_secs(300);
