@@ -15,7 +15,6 @@ pub mod join;
 pub mod link;
 pub mod members;
 mod net;
-pub mod pki;
 pub mod rendezvous;
 pub mod sealed;
 mod shared;
@@ -47,6 +46,7 @@ use self::shared::{Shared, left_key};
 use self::store::{Store, StoreError};
 use self::token::{Token, TokenAsk, TokenError};
 pub use self::wall::wall_ms;
+pub use kumo_pki as pki;
 
 /// How often what others wrote is put on the disk.
 const FLUSH_EVERY: Duration = Duration::from_secs(1);

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use kumo_abi::HostId;
 use kumo_abi::cluster::Role;
+use kumo_pki::trust::Wanted;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UnixListener, UnixStream};
@@ -347,7 +348,8 @@ async fn shake(
 ) -> Result<Dialed, DialError> {
     let shaking = timeout(HANDSHAKE_MAX, async {
         let tcp = Tcp::new(stream).map_err(DialError::Connect)?;
-        let config = setup.client(gateway).map_err(DialError::Setup)?;
+        let config = setup.client(Wanted::Gateway(gateway.clone()), ALPN_FABRIC);
+        let config = config.map_err(DialError::Setup)?;
         let name = ServerName::from(address.ip());
         let connecting = TlsConnector::from(config).connect(name, tcp.clone()).into_fallible();
         let stream = match explained(connecting).await {

@@ -39,6 +39,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use arc_swap::ArcSwap;
 use kumo_abi::HostId;
 use kumo_abi::cluster::{LinkReport, Role};
+use kumo_pki::Evicted;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
@@ -53,7 +54,7 @@ use crate::pki::{KeyId, Peer};
 use limits::{HalfOpen, Said};
 use socket::Tcp;
 use splice::{Ended, Splice, Traffic};
-use tls::{Evicted, Setup};
+use tls::Setup;
 
 /// Links that others may open to this host: all hosts of its data centre, and all other gateways.
 pub const LINKS_MAX: usize = 2_000;
