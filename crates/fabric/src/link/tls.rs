@@ -26,7 +26,10 @@ use crate::join::ALPN_JOIN;
 use crate::pki::Peer;
 
 /// The protocol of links between nodes.
-pub(super) const ALPN_FABRIC: &[u8] = b"kumo-fabric/1";
+pub(crate) const ALPN_FABRIC: &[u8] = b"kumo-fabric/1";
+
+/// The protocol of links between nodes on the call port.
+pub(crate) const ALPN_PEER: &[u8] = b"kumo-peer/1";
 
 tokio::task_local! {
     /// Why the verifier refused within this handshake. TLS carries only the kind of it.
@@ -35,7 +38,7 @@ tokio::task_local! {
 
 /// Why a handshake came to nothing. Follows the name of the other end: "10.0.0.3 was refused: …".
 #[derive(Debug, thiserror::Error)]
-pub(super) enum HandshakeError {
+pub(crate) enum HandshakeError {
     /// We refused.
     #[error("was refused: {0}")]
     Refused(Refusal),
@@ -54,7 +57,7 @@ pub(super) enum HandshakeError {
 }
 
 /// Runs a handshake. The stream comes back from a failure, if it came back from the handshake.
-pub(super) async fn explained<T, S>(
+pub(crate) async fn explained<T, S>(
     handshake: impl Future<Output = Result<T, (io::Error, S)>>,
 ) -> Result<T, (HandshakeError, S)> {
     let explain = async {
@@ -69,7 +72,7 @@ pub(super) async fn explained<T, S>(
 }
 
 /// What an error of a TLS stream means.
-pub(super) fn why(error: io::Error) -> HandshakeError {
+pub(crate) fn why(error: io::Error) -> HandshakeError {
     let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
     match inner {
         Some(rustls::Error::AlertReceived(alert)) => HandshakeError::Told(told(*alert)),
@@ -227,6 +230,8 @@ pub(crate) struct Setup {
     trust: Arc<Trust>,
     fabric: Arc<ServerConfig>,
     join: Arc<ServerConfig>,
+    /// For links of the call port.
+    pub(crate) peer: Arc<ServerConfig>,
 }
 
 impl Setup {
@@ -237,12 +242,13 @@ impl Setup {
         let trust = Arc::new(trust.map_err(|error| rustls::Error::General(error.to_string()))?);
         let server = |alpn, strangers| server(&identity, &trust, alpn, strangers);
         let (fabric, join) = (server(ALPN_FABRIC, false)?, server(ALPN_JOIN, true)?);
-        Ok(Setup { identity, trust, fabric, join })
+        let peer = server(ALPN_PEER, false)?;
+        Ok(Setup { identity, trust, fabric, join, peer })
     }
 
     /// The configuration for who offers these protocols. Who offers none that we know gets the strict
     /// one, and from it an alert.
-    pub(super) fn server(&self, offered: &[&[u8]]) -> Arc<ServerConfig> {
+    pub(crate) fn server(&self, offered: &[&[u8]]) -> Arc<ServerConfig> {
         let joins = offered.contains(&ALPN_JOIN) && !offered.contains(&ALPN_FABRIC);
         Arc::clone(if joins { &self.join } else { &self.fabric })
     }
@@ -294,6 +300,6 @@ fn server(
 }
 
 /// Who is at the other end of a connection that has passed the verifier; `None` for a stranger.
-pub(super) fn peer_of(certificates: Option<&[CertificateDer<'_>]>) -> Option<Peer> {
+pub(crate) fn peer_of(certificates: Option<&[CertificateDer<'_>]>) -> Option<Peer> {
     certificates?.first().and_then(|certificate| Peer::of(certificate).ok())
 }
