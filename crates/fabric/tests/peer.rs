@@ -319,6 +319,70 @@ async fn who_does_not_belong_gets_no_link() {
     assert!(out.to_string().contains("this host was evicted"), "{out}");
 }
 
+/// A question as it is on the wire, `way` being the number of a kind and its fields.
+fn question(way: &[u8], what: &[u8]) -> Vec<u8> {
+    let frame = [&[0, 7, 100][..], way, what].concat();
+    [&(frame.len() as u32).to_le_bytes()[..], &frame].concat()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn members_speak_for_nobody_and_nonsense_ends_a_link() {
+    let world = World::new();
+    let b = Node::open(&world, "tokyo/b", Role::Member).await;
+    let hello = [&[0, 5][..], b"hello"].concat();
+    let for_gw = [&[2, 5][..], b"tokyo", &[2], b"gw"].concat();
+    let on_to_gw = [&[1, 5][..], b"tokyo", &[2], b"gw", &[0, 2]].concat();
+    let call_back = [&[3][..], &[1; 64]].concat();
+    let cases = [
+        (question(&[0], &hello), "tokyo/a said hello"),
+        (question(&for_gw, &hello), "only gateways speak for others"),
+        (question(&on_to_gw, &hello), "this host is no gateway"),
+        (question(&[0], &call_back), "only gateways are called back"),
+        (question(&[0], &[&[2][..], &[1; 32]].concat()), "there is nothing to splice here"),
+        (question(&[9], &hello), ""),
+        (question(&[0], &[&hello[..], b"!"].concat()), ""),
+        (u32::MAX.to_le_bytes().to_vec(), ""),
+    ];
+    let who = identity(&world.authority, "tokyo/a", Role::Member);
+    for (bytes, want) in cases {
+        let tcp = TcpStream::connect(b.address()).await.expect("it listens");
+        let versions = [&rustls::version::TLS13];
+        let tls = stranger(tcp, Some(&who), &["kumo-peer/1"], &versions).await;
+        let mut tls = tls.expect("it belongs");
+        assert_eq!(soon("a welcome", tls.read_u8()).await.expect("it is open"), 0);
+        tls.write_all(&bytes).await.expect("it is open");
+        if want.is_empty() {
+            let mut rest = Vec::new();
+            let _ = soon("an end", tls.read_to_end(&mut rest)).await;
+            assert_eq!(rest, b"");
+            continue;
+        }
+        let len_bytes = soon("an answer", tls.read_u32_le()).await.expect("it is open");
+        let mut answer = vec![0; len_bytes as usize];
+        soon("an answer", tls.read_exact(&mut answer)).await.expect("it is open");
+        let answer = String::from_utf8_lossy(&answer);
+        assert!(answer.starts_with("\u{1}\u{7}") && answer.ends_with(want), "{answer:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn links_come_before_other_threads_where_the_system_lets_us() {
+    let world = World::new();
+    let _node = Node::open(&world, "tokyo/a", Role::Member).await;
+    let nice = || {
+        let tasks = std::fs::read_dir("/proc/self/task").expect("/proc is mounted");
+        let stats =
+            tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("stat")).ok());
+        let of_links = stats.filter(|stat| stat.contains("(kumo-peers)"));
+        of_links
+            .filter_map(|stat| stat.rsplit_once(") ")?.1.split(' ').nth(16)?.parse().ok())
+            .next()
+    };
+    let usual: i32 = rustix::process::getpriority_process(None).expect("our own");
+    let is_allowed = rustix::process::geteuid().is_root();
+    until("the priority", || nice().is_some_and(|nice: i32| !is_allowed || nice < usual)).await;
+}
+
 /// Two data centres whose members nobody can dial.
 async fn hidden_members(world: &World) -> (Vec<Node>, Node, Node) {
     let mut gateways = Vec::new();
@@ -384,7 +448,7 @@ async fn what_is_spliced_for_an_evicted_host_is_cut() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_member_comes_back_to_a_gateway_and_says_nothing_for_others() {
+async fn a_member_comes_back_to_its_gateway() {
     let world = World::new();
     let gateway = Node::open(&world, "tokyo/gw", Role::Gateway).await;
     let mut a = Node::hidden(&world, "tokyo/a").await;

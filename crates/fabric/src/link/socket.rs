@@ -2,7 +2,7 @@
 //! round trip and cuts it.
 
 use std::io::{self, IoSlice};
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -63,6 +63,14 @@ impl Tcp {
         Ok(Tcp(Arc::new(stream)))
     }
 
+    /// The same connection, for who does not read from it.
+    ///
+    /// # Errors
+    /// No descriptors are left.
+    pub(crate) fn held(&self) -> io::Result<Held> {
+        Ok(Held(self.0.as_fd().try_clone_to_owned()?))
+    }
+
     /// The same connection, served by the runtime that this is called in.
     ///
     /// # Errors
@@ -89,6 +97,22 @@ impl Tcp {
         let mut nowhere = tokio::io::sink();
         let read = tokio::io::copy(&mut rest, &mut nowhere);
         let _ = timeout(REFUSED_READ_MAX, read).await; // Whatever comes, it is closed.
+    }
+}
+
+/// A TCP connection that others serve: no runtime is woken for this descriptor of it.
+#[derive(Debug)]
+pub(crate) struct Held(OwnedFd);
+
+impl Held {
+    /// As [`Tcp::cut`].
+    pub(crate) fn cut(&self) {
+        let _ = shutdown(&self.0, Shutdown::Both); // Else it is closed already.
+    }
+
+    /// As [`Tcp::rtt_us`].
+    pub(crate) fn rtt_us(&self) -> u32 {
+        kumo_sys::tcp_rtt_us(&self.0).unwrap_or(0)
     }
 }
 

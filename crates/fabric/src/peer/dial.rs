@@ -157,6 +157,15 @@ impl Shared {
         }
     }
 
+    /// Begins to find out where a host proves to be, if that is not known: later a kernel that refuses there
+    /// says that its node is away.
+    pub(super) async fn prove(self: &Arc<Self>, host: &HostId) {
+        if self.dials.good(host).is_none() {
+            // What comes of it is remembered.
+            let _ = self.dial(host, Duration::ZERO).await;
+        }
+    }
+
     /// A connection to the call port of a host that has proven to be behind its address.
     ///
     /// # Errors
@@ -209,7 +218,7 @@ async fn dial(shared: &Arc<Shared>, host: &HostId) {
         Ok(dialed) => dialed,
         Err(failures) => return failed(shared, host, &failures),
     };
-    let registered = shared.register(dialed.peer.clone(), true, dialed.address, dialed.tcp.clone());
+    let registered = shared.register(dialed.peer.clone(), true, dialed.address, &dialed.tcp);
     match registered {
         Ok(running) => move_and_run(shared, running, dialed.stream, |stream| stream.get_mut().0),
         Err(why) => {

@@ -15,7 +15,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::wire::{FRAME_BYTES_MAX, Failure, Frame, Way, What, decode, encode};
 use super::{PEER_LINKS_MAX, PeerEvent, Shared, relay};
-use crate::link::socket::Tcp;
+use crate::link::socket::{Held, Tcp};
 use crate::link::{How, Welcome, expiry, lock};
 use crate::pki::Peer;
 
@@ -50,7 +50,7 @@ pub(super) struct Link {
     pub(super) number: u64,
     pub(super) peer: Peer,
     pub(super) dialed: bool,
-    pub(super) tcp: Tcp,
+    pub(super) tcp: Held,
     shared: std::sync::Weak<Shared>,
     out: mpsc::Sender<Vec<u8>>,
     /// Beats, and answers to them: written before all else.
@@ -179,8 +179,7 @@ impl Link {
 }
 
 impl Shared {
-    /// Puts a link on the list and runs it until it ends; its socket must be served by the runtime of the
-    /// links.
+    /// Puts a link on the list, where it is until what is returned has run.
     ///
     /// # Errors
     /// What is to be said to the other end.
@@ -189,8 +188,9 @@ impl Shared {
         peer: Peer,
         dialed: bool,
         address: SocketAddr,
-        tcp: Tcp,
+        tcp: &Tcp,
     ) -> Result<Running, Welcome> {
+        let tcp = tcp.held().map_err(|_| Welcome::Busy)?;
         let mut live = lock(&self.live);
         if !dialed && live.accepted >= PEER_LINKS_MAX {
             drop(live);

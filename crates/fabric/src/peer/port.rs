@@ -123,7 +123,7 @@ async fn peer(shared: &Arc<Shared>, stream: TcpStream, from: SocketAddr, pass: P
         refuse(shared, from, &HandshakeError::Protocol("it named no protocol".to_owned()));
         return tcp.close_refused().await;
     };
-    let welcome = shared.register(peer, false, from, tcp.clone());
+    let welcome = shared.register(peer, false, from, &tcp);
     drop(pass); // From here the limit of links holds.
     let code = welcome.as_ref().err().copied().unwrap_or(Welcome::Come).code();
     let said = async {

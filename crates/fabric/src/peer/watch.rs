@@ -96,6 +96,7 @@ pub(super) fn watch(shared: &Arc<Shared>, host: &HostId) -> HostWatch {
 async fn beat(shared: &Arc<Shared>, host: &HostId, life: &watch::Sender<HostLife>) {
     let link = shared.link(host);
     let way_ms = link.map_or(UNLINKED_MS, |link| u64::from(link.tcp.rtt_us()).div_ceil(1000));
+    shared.prove(host).await;
     let mut beats = Beats::new(shared.now_ms(), way_ms);
     let period = Duration::from_millis(BEAT_MS);
     let mut every = interval_at(Instant::now(), period);
