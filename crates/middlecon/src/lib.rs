@@ -27,6 +27,7 @@
 //! | `node` | the connection to the node, kept by one thread |
 //! | `client`, `server` | blocking, a thread each: the fast path |
 //! | `context` | what nested calls inherit |
+//! | `secure` | TLS with programs of other hosts |
 //! | `program` | what this program shows its node |
 
 pub mod broker;
@@ -38,6 +39,7 @@ mod gate;
 mod node;
 mod program;
 pub mod rules;
+mod secure;
 mod server;
 mod time;
 
@@ -46,6 +48,7 @@ pub use client::threads::{Request, Service};
 pub use context::Context;
 pub use error::{CODE_NESTED, CallError, Failure};
 pub use node::{Node, NodeError, Welcome};
+pub use secure::Secure;
 pub use server::tasks::{AsyncBuilder, AsyncCall};
 pub use server::threads::{Builder, Call};
 pub use server::{CONNECTIONS_MAX, Server};

@@ -25,10 +25,11 @@ use kumo_sys::PeerPage;
 use kumo_sys::packet::{self, Wait};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
-use crate::carrier::Stop;
-use crate::carrier::local::{Link, wait};
+use crate::carrier::local::wait;
+use crate::carrier::{Link, Stop};
 use crate::error::CallError;
 use crate::program::Program;
+use crate::secure::{Brought, Certificates, Secure};
 use crate::time::now_ns;
 
 /// How long a node may take to answer a hello.
@@ -127,6 +128,8 @@ pub(crate) struct Shared {
     connections: Mutex<HashMap<Connection, (Weak<Link>, Resume)>>,
     watches: Mutex<HashMap<Request, Box<dyn Fn(ServiceState) + Send>>>,
     welcome: Mutex<Option<Welcome>>,
+    pub(crate) secure: ArcSwapOption<Brought>,
+    pub(crate) certificates: Certificates,
     over: AtomicBool,
 }
 
@@ -159,6 +162,8 @@ impl Node {
             connections: Mutex::default(),
             watches: Mutex::default(),
             welcome: Mutex::default(),
+            secure: ArcSwapOption::empty(),
+            certificates: Certificates::default(),
             over: AtomicBool::new(false),
         });
         let socket = shared.connect()?;
@@ -166,6 +171,12 @@ impl Node {
         let thread = std::thread::Builder::new().name("middlecon".to_owned());
         thread.spawn(move || keeper.keep(socket))?;
         Ok(Node { _alive: Arc::new(Alive(shared.clone())), shared })
+    }
+
+    /// Brings what decides whom to believe on other hosts. Without it, calls to and from other hosts that
+    /// no node splices are not executed.
+    pub fn secure_with(&self, secure: Arc<dyn Secure>) {
+        self.shared.secure.store(Some(Arc::new(Brought(secure))));
     }
 
     /// Who this program is, as its node says.
@@ -276,7 +287,8 @@ impl Shared {
                 return;
             }
             FromNode::Incoming(_) => return self.incoming(answer),
-            FromNode::Evicted { .. } | FromNode::Leaving | FromNode::Welcome { .. } => return,
+            FromNode::Evicted { serials } => return self.certificates.evicted(serials),
+            FromNode::Leaving | FromNode::Welcome { .. } => return,
         };
         let waiter = lock(&self.waiting).remove(&request);
         match (waiter, &answer.message) {

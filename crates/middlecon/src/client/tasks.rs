@@ -17,12 +17,11 @@ use kumo_abi::page::Notice;
 use tokio::sync::oneshot;
 
 use super::{
-    ATTEMPTS_MAX, How, NOTICE_WAIT_NS, Prepared, cause_of, check_grant, hear, is_good_after,
-    resume, status, words,
+    ATTEMPTS_MAX, How, NOTICE_WAIT_NS, Prepared, cause_of, check_grant, facts, hear, is_good_after,
+    notice_wait_ns, resume, status, words,
 };
-use crate::carrier::local::{Link, Writer};
 use crate::carrier::tasks::{Inbox, join, send};
-use crate::carrier::{Frame, Stop};
+use crate::carrier::{Frame, Link, Stop, Writer};
 use crate::context::random;
 use crate::error::CallError;
 use crate::node::{Answer, Held, Node, Shared};
@@ -347,9 +346,11 @@ impl Wires {
             return;
         }
         let cause = match stop {
-            Stop::Ended => why_it_ended(&node, self.granted.connection)
-                .await
-                .map_or(Cause::Lost, |notice| notice.cause),
+            Stop::Ended => {
+                let wait_ns = notice_wait_ns(&self.link, u64::MAX);
+                let notice = why_it_ended(&node, self.granted.connection, wait_ns).await;
+                notice.map_or(Cause::Lost, |notice| notice.cause)
+            }
             ref other => cause_of(other),
         };
         for (id, mut pending) in pending {
@@ -364,14 +365,15 @@ impl Wires {
 }
 
 /// As [`crate::node::why_it_ended`], without blocking.
-async fn why_it_ended(node: &Shared, connection: Connection) -> Option<Notice> {
-    let until_ns = now_ns() + NOTICE_WAIT_NS;
+async fn why_it_ended(node: &Shared, connection: Connection, wait_ns: u64) -> Option<Notice> {
+    let until_ns = now_ns() + wait_ns;
     loop {
         let notice = node.notice(connection);
         if notice.is_some() || now_ns() >= until_ns {
             return notice;
         }
-        tokio::task::yield_now().await;
+        // A moment on one host, longer across hosts: not worth a thread that looks all the time.
+        tokio::time::sleep(Duration::from_micros(wait_ns / 20_000)).await;
     }
 }
 
@@ -385,10 +387,6 @@ impl Line {
     ) -> Result<Line, CallError> {
         let connection = granted.connection;
         let mut back = GoesBack { node, connection, places: Vec::new(), kept: false };
-        let Carrier::Local { ring } = granted.carrier else {
-            let message = "this program has no carrier to other hosts";
-            return Err(CallError::not_executed(Cause::NoSuch, message));
-        };
         let concurrent = usize::from(granted.concurrent).clamp(1, CALLS_IN_FLIGHT_MAX);
         for _ in 0..concurrent {
             let message = "this program has too many connections";
@@ -400,22 +398,28 @@ impl Line {
         let count = random() >> 7;
         let shown = prepared.in_flight(count << 6, connection, now_ns());
         node.program.show(back.places[0], &shown);
-        let joined = join(socket, ring, prepared.deadline_ns).await;
+        let tls = match granted.carrier {
+            Carrier::Tls => {
+                let own = prepared.context.inner().instance;
+                let certificate = node.certificate_async(own).await;
+                node.tls_client(certificate, service, &granted.peer)
+            }
+            Carrier::Local { .. } | Carrier::Spliced => None,
+        };
+        let facts = facts(node, &granted);
+        let joined = join(socket, granted.carrier, tls, facts, prepared.deadline_ns).await;
         node.program.clear(back.places[0]);
-        let link = match joined {
-            Ok(link) => link,
+        let (link, writer, inbox) = match joined {
+            Ok(joined) => joined,
             Err(stop) => {
                 let notice = match stop {
-                    Stop::Ended => why_it_ended(node, connection).await,
+                    Stop::Ended => why_it_ended(node, connection, NOTICE_WAIT_NS).await,
                     _ => None,
                 };
                 let cause = notice.map_or(cause_of(&stop), |notice| notice.cause);
                 return Err(CallError::not_executed(cause, words(&stop)));
             }
         };
-        let (link, writer, reader) = link.split();
-        let inbox = Inbox::new(&link, reader, ring)
-            .map_err(|stop| CallError::not_executed(cause_of(&stop), words(&stop)))?;
         let held = Held::new(node, &link, resume(&granted, service));
         back.kept = true;
         let free = if concurrent == CALLS_IN_FLIGHT_MAX { u64::MAX } else { (1 << concurrent) - 1 };
