@@ -25,7 +25,8 @@
 //! | `broker/` | what a node decides about programs, servers and connections: pure, shared with the node |
 //! | `carrier/` | frames between two programs |
 //! | `node` | the connection to the node, kept by one thread |
-//! | `client`, `server` | blocking, a thread each: the fast path |
+//! | `client`, `server` | by threads that block, the fast path; and by tasks |
+//! | `watch` | how many of a service answer |
 //! | `context` | what nested calls inherit |
 //! | `secure` | TLS with programs of other hosts |
 //! | `program` | what this program shows its node |
@@ -42,8 +43,10 @@ pub mod rules;
 mod secure;
 mod server;
 mod time;
+mod watch;
 
-pub use client::tasks::{AsyncRequest, AsyncService};
+pub use client::gather::{Enough, GROUP_MAX, Member, gather};
+pub use client::tasks::{AsyncRequest, AsyncService, PULSE_BYTES_MAX};
 pub use client::threads::{Request, Service};
 pub use context::Context;
 pub use error::{CODE_NESTED, CallError, Failure};
@@ -52,3 +55,4 @@ pub use secure::Secure;
 pub use server::tasks::{AsyncBuilder, AsyncCall};
 pub use server::threads::{Builder, Call};
 pub use server::{CONNECTIONS_MAX, Server};
+pub use watch::Watch;

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
-use kumo_abi::call::{Cause, InstanceId, Who};
+use kumo_abi::call::{Cause, InstanceId, ServiceName, Who};
 use kumo_abi::control::{
     self, Connection, FromNode, Incoming, PACKET_BYTES_MAX, Request, Resume, Serve, ServiceState,
     ToNode,
@@ -75,6 +75,7 @@ pub(crate) struct Answer {
 }
 
 type Waiter = Box<dyn FnOnce(Answer) + Send>;
+type Hear = Box<dyn Fn(ServiceState) + Send>;
 
 /// Takes callers of one instance.
 pub(crate) trait Accept: Send + Sync {
@@ -126,7 +127,7 @@ pub(crate) struct Shared {
     waiting: Mutex<HashMap<Request, Waiter>>,
     served: Mutex<HashMap<InstanceId, Served>>,
     connections: Mutex<HashMap<Connection, (Weak<Link>, Resume)>>,
-    watches: Mutex<HashMap<Request, Box<dyn Fn(ServiceState) + Send>>>,
+    watches: Mutex<HashMap<Request, (ServiceName, Hear)>>,
     welcome: Mutex<Option<Welcome>>,
     pub(crate) secure: ArcSwapOption<Brought>,
     pub(crate) certificates: Certificates,
@@ -281,7 +282,7 @@ impl Shared {
             | FromNode::Refused { request, .. }
             | FromNode::Certificate { request, .. } => *request,
             FromNode::Service { request, state } => {
-                if let Some(hear) = lock(&self.watches).get(request) {
+                if let Some((_, hear)) = lock(&self.watches).get(request) {
                     hear(state.clone());
                 }
                 return;
@@ -333,6 +334,13 @@ impl Shared {
             lock(&self.served).values().map(|served| served.serve.clone()).collect();
         for serve in served {
             self.tell(&ToNode::Serve(serve), None);
+        }
+        let watched: Vec<(Request, ServiceName)> = lock(&self.watches)
+            .iter()
+            .map(|(request, (service, _))| (*request, service.clone()))
+            .collect();
+        for (request, service) in watched {
+            self.tell(&ToNode::Watch { request, service }, None);
         }
         let connections: Vec<(Arc<Link>, Resume)> = lock(&self.connections)
             .values()
@@ -469,8 +477,12 @@ impl Shared {
         page.load(at_bytes, Ordering::Acquire) == id
     }
 
-    pub(crate) fn watch(&self, request: Request, hear: Box<dyn Fn(ServiceState) + Send>) {
-        lock(&self.watches).insert(request, hear);
+    /// Has `hear` called, on the node's thread, with every state of a service.
+    pub(crate) fn watch(&self, service: ServiceName, hear: Hear) -> Request {
+        let request = self.request();
+        lock(&self.watches).insert(request, (service.clone(), hear));
+        self.tell(&ToNode::Watch { request, service }, None);
+        request
     }
 
     pub(crate) fn unwatch(&self, request: Request) {

@@ -1,5 +1,6 @@
 //! Calling: what threads and tasks share.
 
+pub(crate) mod gather;
 pub(crate) mod tasks;
 pub(crate) mod threads;
 
@@ -11,7 +12,7 @@ use kumo_abi::call::{
     BODY_BYTES_MAX, Cause, HOPS_MAX, Method, NOTICE_WAIT_MS_MAX, ServiceName, Status,
 };
 use kumo_abi::control::{End, Granted, Open, Resume};
-use kumo_abi::frame::{Extensions, Header, Kind};
+use kumo_abi::frame::{Extensions, Group, Header, Kind};
 use kumo_abi::page::{InFlight, Side, Span};
 
 use crate::carrier::remote::Facts;
@@ -35,6 +36,7 @@ struct How {
     budget: Option<Duration>,
     priority: Option<u8>,
     wait: bool,
+    group: Option<Group>,
 }
 
 /// What all attempts of one call share.
@@ -89,6 +91,7 @@ impl Prepared {
             method: Some(method.as_str()),
             chain: context.chain(),
             baggage: inner.baggage.as_deref(),
+            group: how.group,
             ..Extensions::default()
         };
         extensions

@@ -12,7 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use kumo_abi::call::{CALLS_IN_FLIGHT_MAX, Cause, Method, ServiceName, Status};
 use kumo_abi::control::{Carrier, Connection, FromNode, Granted, ToNode};
-use kumo_abi::frame::{Header, Kind};
+use kumo_abi::frame::{Group, Header, Kind};
 use kumo_abi::page::Notice;
 use tokio::sync::oneshot;
 
@@ -25,11 +25,18 @@ use crate::carrier::{Frame, Link, Stop, Writer};
 use crate::context::random;
 use crate::error::CallError;
 use crate::node::{Answer, Held, Node, Shared};
+use crate::rules::pulse::Pulses;
 use crate::rules::truth::{Event, Flight, Taken, may_retry};
 use crate::time::now_ns;
 
 /// Most connections to one service: as many calls on servers that take one at a time.
 const LINES_MAX: usize = 256;
+
+/// Largest pulse: one frame.
+pub const PULSE_BYTES_MAX: usize = kumo_abi::frame::BODY_BYTES_MAX;
+
+/// How long a pulse waits to be sent, at most.
+const PULSE_WAIT_MAX: Duration = Duration::from_secs(1);
 
 type Outcome = Result<Bytes, CallError>;
 
@@ -43,6 +50,7 @@ pub struct AsyncService {
 struct ServiceShared {
     name: ServiceName,
     lines: Mutex<Vec<Arc<Line>>>,
+    pulses: Mutex<Waiting>,
     /// One opens at a time: who waited for another's line finds room on it.
     opening: tokio::sync::Mutex<()>,
 }
@@ -53,10 +61,18 @@ impl Node {
         let shared = ServiceShared {
             name: name.clone(),
             lines: Mutex::default(),
+            pulses: Mutex::default(),
             opening: tokio::sync::Mutex::default(),
         };
         AsyncService { node: self.clone(), shared: Arc::new(shared) }
     }
+}
+
+/// Pulses that wait, and whether a task is sending them.
+#[derive(Default)]
+struct Waiting {
+    pulses: Pulses,
+    is_sending: bool,
 }
 
 /// A call that is being put together.
@@ -84,6 +100,12 @@ impl AsyncRequest<'_> {
     /// Where all instances are taken, waits for one within the budget; else that is BUSY.
     pub fn wait_for_place(mut self) -> Self {
         self.how.wait = true;
+        self
+    }
+
+    /// It is one of a group.
+    pub(crate) fn in_group(mut self, group: Group) -> Self {
+        self.how.group = Some(group);
         self
     }
 
@@ -124,6 +146,54 @@ impl AsyncService {
     /// A call with options.
     pub fn request<'a>(&'a self, method: &'a Method) -> AsyncRequest<'a> {
         AsyncRequest { service: self, method, how: How::default() }
+    }
+
+    /// Sends a message without a reply, and never waits: what cannot leave at once is replaced by a later
+    /// pulse of its method. Nobody says whether it arrived. To be called on a tokio runtime.
+    pub fn pulse(&self, method: &Method, body: Bytes) {
+        let mut waiting = self.waiting();
+        waiting.pulses.put(method, body);
+        if !waiting.is_sending {
+            waiting.is_sending = true;
+            let service = self.clone();
+            tokio::spawn(async move { service.send_pulses().await });
+        }
+    }
+
+    /// How many pulses were replaced by later ones, and how many were dropped for want of room.
+    pub fn pulses_lost(&self) -> (u64, u64) {
+        self.waiting().pulses.lost()
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.shared.pulses.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn send_pulses(&self) {
+        let budget = Some(PULSE_WAIT_MAX);
+        loop {
+            let next = {
+                let mut waiting = self.waiting();
+                let next = waiting.pulses.first().cloned();
+                waiting.is_sending = next.is_some();
+                // Taken out before it is sent: one that comes meanwhile is later, and goes after it.
+                waiting.pulses.sent();
+                next
+            };
+            let Some((method, body)) = next else { return };
+            let how = How { budget, ..How::default() };
+            let name = &self.shared.name;
+            let sent = async {
+                let len_bytes = body.len();
+                let prepared = Prepared::new(&self.node.shared, name, &method, how, len_bytes)?;
+                let (line, seat) = self.seat(&prepared).await?;
+                line.wires.leave(&seat);
+                line.pulse(&prepared, &body).await
+            };
+            if let Err(error) = sent.await {
+                tracing::debug!(%error, service = %name, "a pulse was not sent");
+            }
+        }
     }
 
     /// How many connections it has.
@@ -299,6 +369,11 @@ impl Wires {
         Some(Seat { id: state.count << 6 | u64::from(index) })
     }
 
+    /// A place that was not used.
+    fn leave(&self, seat: &Seat) {
+        self.state().free |= 1 << seat.index();
+    }
+
     /// The callee has said how this call ended: its place is free.
     fn over(state: &mut State, id: u64) -> Option<Pending> {
         let pending = state.pending.remove(&id)?;
@@ -437,6 +512,19 @@ impl Line {
         Ok(Line { wires, service: service.clone(), places, held })
     }
 
+    async fn pulse(&self, prepared: &Prepared, body: &[u8]) -> Result<(), CallError> {
+        check_grant(&self.wires.granted, &self.service, &prepared.method)?;
+        let call = prepared.header(&self.wires.granted, 0, now_ns());
+        let header = Header { kind: Kind::Pulse, ..call };
+        if body.len() > PULSE_BYTES_MAX {
+            let message = format!("a pulse has at most {PULSE_BYTES_MAX} bytes");
+            return Err(CallError::not_executed(Cause::TooLarge, message));
+        }
+        send(&self.wires.writer, header, &prepared.ext, body, prepared.deadline_ns)
+            .await
+            .map_err(|stop| CallError::not_executed(cause_of(&stop), words(&stop)))
+    }
+
     async fn call(&self, seat: Seat, prepared: &Prepared, body: &[u8]) -> Outcome {
         let (wake, answer) = oneshot::channel();
         let pending = Pending { flight: Flight::default(), wake: Some(wake) };
@@ -555,5 +643,11 @@ impl Drop for Flying<'_> {
             self.give_up();
         }
         self.line.held.shared.program.clear(self.place);
+    }
+}
+
+impl std::fmt::Debug for AsyncService {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "AsyncService({})", self.shared.name)
     }
 }
