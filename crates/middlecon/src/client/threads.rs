@@ -1,0 +1,325 @@
+//! Calls that block their thread, without a runtime: the fast path.
+//!
+//! A connection is used by one call at a time; idle ones wait in a pool of their service. Nothing but
+//! the caller's own thread works on a call. A call that is not answered in time, or that nobody above
+//! waits for any more, ends its connection: its callee learns by that, at once, that it need not go on.
+
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use kumo_abi::call::{Cause, Method, ServiceName, Status};
+use kumo_abi::control::{Carrier, FromNode, Granted, ToNode};
+use kumo_abi::frame::{Header, Kind};
+
+use super::{
+    ATTEMPTS_MAX, How, NOTICE_WAIT_NS, Prepared, cause_of, check_grant, facts, hear, is_good_after,
+    notice_wait_ns, resume, status, words,
+};
+use crate::carrier::{Link, Reader, Stop, Writer, join};
+use crate::context::random;
+use crate::error::CallError;
+use crate::node::{Held, Node, Shared, why_it_ended};
+use crate::rules::truth::{Event, Flight, Taken, may_retry};
+use crate::time::now_ns;
+
+/// Idle connections of a service that are kept. Above that they are closed.
+const IDLE_MAX: usize = 64;
+
+/// A service, to be called. Cheap to clone; clones share their connections.
+#[derive(Clone)]
+pub struct Service {
+    node: Node,
+    shared: Arc<ServiceShared>,
+}
+
+struct ServiceShared {
+    name: ServiceName,
+    idle: Mutex<Vec<Box<Connection>>>,
+}
+
+impl Node {
+    /// A service by its name. Nothing is asked yet: the first call opens a connection.
+    pub fn service(&self, name: &ServiceName) -> Service {
+        let shared = ServiceShared { name: name.clone(), idle: Mutex::default() };
+        Service { node: self.clone(), shared: Arc::new(shared) }
+    }
+}
+
+impl Service {
+    /// Its name.
+    pub fn name(&self) -> &ServiceName {
+        &self.shared.name
+    }
+
+    /// Calls a method and waits for its reply, within the budget of the context (30 s at the root).
+    ///
+    /// # Errors
+    /// See [`CallError`]: its kind says whether trying again is safe.
+    pub fn call(&self, method: &Method, body: &[u8]) -> Result<Bytes, CallError> {
+        self.request(method).call(body)
+    }
+
+    /// A call with options.
+    pub fn request<'a>(&'a self, method: &'a Method) -> Request<'a> {
+        Request { service: self, method, how: How::default() }
+    }
+
+    /// How many idle connections it has.
+    pub fn idle(&self) -> usize {
+        self.pool().len()
+    }
+
+    fn pool(&self) -> MutexGuard<'_, Vec<Box<Connection>>> {
+        self.shared.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A call that is being put together.
+#[must_use = "nothing is called before `call`"]
+#[derive(Clone)]
+pub struct Request<'a> {
+    service: &'a Service,
+    method: &'a Method,
+    how: How,
+}
+
+impl Request<'_> {
+    /// It may take this long. The budget of the context above is never exceeded.
+    pub fn budget(mut self, budget: Duration) -> Self {
+        self.how.budget = Some(budget);
+        self
+    }
+
+    /// How urgent it is, where it must wait for a slot: 0 is the least, and the default at the root.
+    pub fn priority(mut self, priority: u8) -> Self {
+        self.how.priority = Some(priority);
+        self
+    }
+
+    /// Where all instances are taken, waits for one within the budget; else that is BUSY.
+    pub fn wait_for_place(mut self) -> Self {
+        self.how.wait = true;
+        self
+    }
+
+    /// Calls, and waits for the reply.
+    ///
+    /// # Errors
+    /// See [`CallError`]: its kind says whether trying again is safe.
+    pub fn call(self, body: &[u8]) -> Result<Bytes, CallError> {
+        let Request { service, method, how } = self;
+        let node = &service.node.shared;
+        let mut prepared = Prepared::new(node, &service.shared.name, method, how, body.len())?;
+        prepared.thread = thread_id();
+        for attempt in 1.. {
+            let mut connection = service.connection(&prepared)?;
+            let used_before = connection.used;
+            let result = connection.call(&prepared, body);
+            connection.used = true;
+            if connection.good {
+                let mut idle = service.pool();
+                if idle.len() < IDLE_MAX {
+                    idle.push(connection);
+                }
+            }
+            if attempt == ATTEMPTS_MAX || !may_retry(status(&result), used_before) {
+                return result;
+            }
+        }
+        unreachable!("the last attempt returns")
+    }
+}
+
+impl Service {
+    /// An idle connection that nobody has said has ended, or a new one.
+    fn connection(&self, prepared: &Prepared) -> Result<Box<Connection>, CallError> {
+        loop {
+            let idle = self.pool().pop();
+            match idle {
+                Some(idle) if self.node.shared.notice(idle.granted.connection).is_some() => {}
+                Some(idle) => return Ok(idle),
+                None => return self.open(prepared),
+            }
+        }
+    }
+
+    fn open(&self, prepared: &Prepared) -> Result<Box<Connection>, CallError> {
+        let node = &self.node.shared;
+        let request = node.request();
+        let open = prepared.open(request, &self.shared.name);
+        let upstream = prepared.context.upstream();
+        let answer =
+            node.ask_and_wait(request, &ToNode::Open(open), upstream, prepared.deadline_ns)?;
+        match (answer.message, answer.fd) {
+            (FromNode::Granted(granted), Some(socket)) => {
+                let name = self.shared.name.clone();
+                Connection::new(node, name, granted, socket, prepared).map(Box::new)
+            }
+            (FromNode::Refused { cause, message, retry_after_ms, path, .. }, _) => {
+                Err(CallError::NotExecuted { cause, message, path, retry_after_ms })
+            }
+            _ => Err(CallError::not_executed(Cause::Malformed, "the node answered something else")),
+        }
+    }
+}
+
+/// A connection to a callee, used by one call at a time. The order of fields is that of their end.
+struct Connection {
+    writer: Writer,
+    reader: Reader,
+    link: Arc<Link>,
+    held: Held,
+    granted: Granted,
+    service: ServiceName,
+    place: u32,
+    next_id: u64,
+    used: bool,
+    /// Whether the next call may use it.
+    good: bool,
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.link.end();
+        self.held.shared.program.leave(self.place);
+    }
+}
+
+impl Connection {
+    fn new(
+        node: &Arc<Shared>,
+        service: ServiceName,
+        granted: Granted,
+        socket: OwnedFd,
+        prepared: &Prepared,
+    ) -> Result<Connection, CallError> {
+        let closed = |error: CallError| {
+            node.tell(&ToNode::Closed { connection: granted.connection }, None);
+            error
+        };
+        let Some(place) = node.program.place() else {
+            let message = "this program has too many connections";
+            return Err(closed(CallError::not_executed(Cause::Exhausted, message)));
+        };
+        // Before both have the other's page no call is sent, so none can be executed. It is in flight
+        // already, though: its node shall see who waits for whom, and whether the callee stands still.
+        let next_id = random();
+        let shown = prepared.in_flight(next_id, granted.connection, now_ns());
+        node.program.show(place, &shown);
+        let tls = match granted.carrier {
+            Carrier::Tls => {
+                let own = prepared.context.inner().instance;
+                let certificate = node.certificate(own, prepared.deadline_ns);
+                node.tls_client(certificate, &service, &granted.peer)
+            }
+            Carrier::Local { .. } | Carrier::Spliced => None,
+        };
+        let facts = facts(node, &granted);
+        let joined = join(socket, granted.carrier, tls, facts, prepared.deadline_ns);
+        node.program.clear(place);
+        let (link, writer, reader) = joined.map_err(|stop| {
+            node.program.leave(place);
+            let notice = match stop {
+                Stop::Ended => why_it_ended(node, granted.connection, NOTICE_WAIT_NS),
+                _ => None,
+            };
+            let cause = notice.map_or(cause_of(&stop), |notice| notice.cause);
+            closed(CallError::not_executed(cause, stop.to_string()))
+        })?;
+        let held = Held::new(node, &link, resume(&granted, &service));
+        Ok(Connection {
+            writer,
+            reader,
+            link,
+            held,
+            granted,
+            service,
+            place,
+            next_id,
+            used: false,
+            good: true,
+        })
+    }
+
+    fn call(&mut self, prepared: &Prepared, body: &[u8]) -> Result<Bytes, CallError> {
+        let id = self.next_id;
+        self.next_id = id.wrapping_add(1).max(1);
+        check_grant(&self.granted, &self.service, &prepared.method)?;
+        let start_ns = now_ns();
+        let header = prepared.header(&self.granted, id, start_ns);
+        let program = &self.held.shared.program;
+        program.show(self.place, &prepared.in_flight(id, self.granted.connection, start_ns));
+        let result = self.exchange(prepared, header, body);
+        self.held.shared.program.clear(self.place);
+        prepared.show(&self.held.shared, id, start_ns, &result);
+        self.good &= is_good_after(&result);
+        result
+    }
+
+    /// Sends the call and hears how it ended.
+    fn exchange(
+        &mut self,
+        prepared: &Prepared,
+        header: Header,
+        body: &[u8],
+    ) -> Result<Bytes, CallError> {
+        let mut flight = Flight::default();
+        let sent = self.writer.send(header, &prepared.ext, body, prepared.deadline_ns);
+        let mut stop = sent.err();
+        while stop.is_none() {
+            let next = self.reader.next(prepared.context.upstream(), prepared.deadline_ns);
+            match next {
+                // Others are late answers of calls that nobody waits for any more.
+                Ok(frame) if frame.header.call != header.call => {
+                    self.good &= frame.header.kind != Kind::Goaway;
+                }
+                Ok(frame) => match hear(&mut flight, frame) {
+                    Ok(None) => {}
+                    Ok(Some(result)) => return result,
+                    Err(error) => stop = Some(error),
+                },
+                Err(error) => stop = Some(error),
+            }
+        }
+        self.good = false;
+        let stop = stop.unwrap_or(Stop::Ended);
+        // Across hosts the notice is what tells whether it was taken; here it only tells the cause.
+        let cause = match stop {
+            Stop::Ended => {
+                let wait_ns = notice_wait_ns(&self.link, prepared.deadline_ns);
+                let notice = why_it_ended(&self.held.shared, self.granted.connection, wait_ns);
+                notice.map_or(Cause::Lost, |notice| notice.cause)
+            }
+            ref other => cause_of(other),
+        };
+        let taken = self.link.take_back(header.call);
+        // What came while we took it back counts, too: a reply that was written is a reply.
+        if taken != Taken::No && matches!(stop, Stop::Ended | Stop::Deadline) {
+            while let Ok(Some(frame)) = self.reader.try_next() {
+                if frame.header.call == header.call
+                    && let Ok(Some(result)) = hear(&mut flight, frame)
+                {
+                    return result;
+                }
+            }
+        }
+        self.link.end();
+        let status = flight.step(Event::Stop(cause, taken)).unwrap_or(Status::Unknown(cause));
+        Err(CallError::from_status(status, words(&stop)))
+    }
+}
+
+fn thread_id() -> u32 {
+    thread_local! {
+        static ID: u32 = rustix::thread::gettid().as_raw_pid().unsigned_abs();
+    }
+    ID.with(|id| *id)
+}
+
+impl std::fmt::Debug for Service {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Service({})", self.shared.name)
+    }
+}
