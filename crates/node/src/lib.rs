@@ -6,6 +6,7 @@
 
 mod answer;
 mod api;
+mod calls;
 mod dirs;
 mod lock;
 mod names;

@@ -1,0 +1,3 @@
+//! Calls: the node's side of middlecon.
+
+mod rules;
