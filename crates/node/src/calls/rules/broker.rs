@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use kumo_abi::call::{
-    CREDIT_MAX, Cause, GrantId, Hop, InstanceId, MethodPattern, Peer, Reentrancy, SLOTS_MAX,
+    CALLS_IN_FLIGHT_MAX, CREDIT_MAX, Cause, GrantId, Hop, InstanceId, MethodPattern, Peer, Reentrancy, SLOTS_MAX,
     ServiceName, Who,
 };
 use kumo_abi::cluster::HostInfo;
@@ -16,10 +16,11 @@ use kumo_abi::{ClusterName, DcName, HostId};
 
 use super::Program;
 use super::acl::Acl;
-use super::directory::{Directory, Entry};
+use super::directory::{Directory, Serves};
 use super::grants::{Grant, Grants, Party, Step, closed_by, steps};
 use super::limits::{
-    Bucket, CONNECTIONS_OF_PROGRAM_MAX, CONNECTIONS_OF_USER_MAX, OPENS_OF_PROGRAM, OPENS_OF_USER,
+    Bucket, CONNECTIONS_OF_PROGRAM_MAX, CONNECTIONS_OF_USER_MAX, NAMES_OF_USER_MAX, OPENS_OF_PROGRAM,
+    OPENS_OF_USER,
     PROGRAMS_MAX, PROGRAMS_OF_USER_MAX,
 };
 use super::registry::{Instance, NoPlace, Registry};
@@ -162,6 +163,8 @@ pub(crate) struct Admitted {
     pub(crate) methods: Vec<MethodPattern>,
     /// What it does with calls that came through it.
     pub(crate) reentrancy: Reentrancy,
+    /// Calls that may be in flight on it at once.
+    pub(crate) concurrent: u16,
 }
 
 /// A program.
@@ -257,6 +260,8 @@ impl Parked {
 pub(crate) struct Broker {
     me: HostId,
     cluster: Option<ClusterName>,
+    /// Each has two descriptors here.
+    grants_max: usize,
     programs: BTreeMap<Program, ProgramState>,
     users: HashMap<u32, User>,
     registry: Registry,
@@ -275,11 +280,12 @@ pub(crate) struct Broker {
 }
 
 impl Broker {
-    /// One that knows of nothing.
-    pub(crate) fn new(me: HostId, cluster: Option<ClusterName>) -> Broker {
+    /// One that knows of nothing, and grants at most so many connections at once.
+    pub(crate) fn new(me: HostId, cluster: Option<ClusterName>, grants_max: usize) -> Broker {
         Broker {
             me,
             cluster,
+            grants_max,
             programs: BTreeMap::new(),
             users: HashMap::new(),
             registry: Registry::default(),
@@ -465,6 +471,7 @@ impl Broker {
                     uid,
                     slots: serve.slots,
                     credit: serve.credit,
+                    concurrent: serve.concurrent,
                     reentrancy: serve.reentrancy,
                     ring: serve.ring,
                     draining: false,
@@ -490,15 +497,26 @@ impl Broker {
             let message = format!("one program serves at most {SERVED_MAX} services");
             return Err(Refusal::new(Cause::Exhausted, message));
         }
-        if !(1..=SLOTS_MAX).contains(&serve.slots) || serve.credit > CREDIT_MAX {
+        let concurrent = 1..=CALLS_IN_FLIGHT_MAX as u16;
+        if !(1..=SLOTS_MAX).contains(&serve.slots)
+            || serve.credit > CREDIT_MAX
+            || !concurrent.contains(&serve.concurrent)
+        {
             let message = format!(
-                "a server has 1 to {SLOTS_MAX} slots and a credit of at most {CREDIT_MAX}; this one says {} and {}",
-                serve.slots, serve.credit
+                "a server has 1 to {SLOTS_MAX} slots, a credit of at most {CREDIT_MAX} and 1 to {CALLS_IN_FLIGHT_MAX} calls on a \
+                 connection; this one says {}, {} and {}",
+                serve.slots, serve.credit, serve.concurrent
             );
             return Err(Refusal::new(Cause::Malformed, message));
         }
         let uid = state.uid;
         let peer = self.peer(program, Who::User(uid));
+        let names: BTreeSet<&ServiceName> =
+            self.registry.iter().filter(|one| one.uid == uid).map(|one| &one.service).collect();
+        if names.len() >= NAMES_OF_USER_MAX && !names.contains(service) {
+            let message = format!("the programs of user {uid} serve {NAMES_OF_USER_MAX} services; that is all that one user may");
+            return Err(Refusal::new(Cause::Exhausted, message));
+        }
         let listed = self.acls.get(service);
         let listed = listed.and_then(|acl| acl.may_serve(self.cluster.as_ref(), &peer));
         let holder = self.registry.holder(service);
@@ -673,6 +691,7 @@ impl Broker {
         now: Moment,
         fresh: &mut dyn FnMut() -> u64,
     ) -> Result<[Effect; 2], Refusal> {
+        self.check_room()?;
         let grant = GrantId(fresh().max(1));
         let callee = instance.program;
         let full = || Refusal::new(Cause::Exhausted, "there is no place for another connection");
@@ -707,6 +726,7 @@ impl Broker {
             carrier,
             methods: methods.clone(),
             reentrancy: instance.reentrancy,
+            concurrent: instance.concurrent,
         };
         let incoming = Incoming {
             connection: there,
@@ -720,6 +740,16 @@ impl Broker {
         let connect =
             Effect::Connect { granted: (program, granted), incoming: (callee, incoming) };
         Ok([connect, Effect::Audit(grant)])
+    }
+
+    fn check_room(&self) -> Result<(), Refusal> {
+        if self.grants.len() < self.grants_max {
+            return Ok(());
+        }
+        let message = format!(
+            "{} connections are open on {}; its node has no descriptors for more", self.grants_max, self.me
+        );
+        Err(Refusal::later(Cause::Exhausted, message, RETRY_BUSY_MS))
     }
 
     fn take_connection(&mut self, program: Program, grant: GrantId) -> Option<Connection> {
@@ -1043,6 +1073,7 @@ impl Broker {
         let Asked { service, from, chain, carrier } = asked;
         let methods = self.methods(service, &from)?;
         let instance = self.choose(service, chain).map_err(|no| refusal(service, no))?.clone();
+        self.check_room()?;
         let busy = || refusal(service, NoPlace { cause: Cause::Busy, path: Vec::new() });
         let grant = GrantId(fresh().max(1));
         let program = instance.program;
@@ -1069,8 +1100,8 @@ impl Broker {
             receipts: Some(receipts),
             since_ms: now.ms,
         });
-        let (serving, reentrancy) = (instance.serving(), instance.reentrancy);
-        Ok(Admitted { grant, serving, to, methods, reentrancy })
+        let Instance { reentrancy, concurrent, .. } = instance;
+        Ok(Admitted { grant, serving: instance.serving(), to, methods, reentrancy, concurrent })
     }
 
     /// The socket of a caller from another host is there: the program that gets it, and what it is told.
@@ -1110,11 +1141,12 @@ impl Broker {
         let Order { program, open, from, .. } = order;
         let (program, request) = (*program, open.request);
         self.answered(program, request);
-        let Admitted { grant, serving, to, methods, reentrancy } = admitted;
+        let Admitted { grant, serving, to, methods, reentrancy, concurrent } = admitted;
         if self.grants.contains_key(&grant) {
             let message = format!("{host} gave a connection that is there already");
             return Err(Refusal::new(Cause::Malformed, message));
         }
+        self.check_room()?;
         let connection = self.take_connection(program, grant).ok_or_else(|| {
             Refusal::new(Cause::Exhausted, "there is no place for another connection")
         })?;
@@ -1131,7 +1163,18 @@ impl Broker {
             receipts: None,
             since_ms: now.ms,
         });
-        Ok(Granted { request, connection, grant, serving, peer: to, carrier, methods, reentrancy })
+        let peer = to;
+        Ok(Granted {
+            request,
+            connection,
+            grant,
+            serving,
+            peer,
+            carrier,
+            methods,
+            reentrancy,
+            concurrent,
+        })
     }
 
     /// No other host had what a program wants, `why` from the last that was asked.
@@ -1188,10 +1231,10 @@ impl Broker {
         effects
     }
 
-    /// What a host says about a service.
-    pub(crate) fn note_service(&mut self, service: ServiceName, host: HostId, entry: Option<Entry>) {
-        self.changed.insert(service.clone());
-        self.directory.note(service, host, entry);
+    /// What a host says that it serves.
+    pub(crate) fn note_serves(&mut self, host: &HostId, serves: Option<Serves>) {
+        let changed = self.directory.note(host, serves);
+        self.changed.extend(changed);
     }
 
     /// Who is there. Those who were, and are not any more, are lost to their peers by

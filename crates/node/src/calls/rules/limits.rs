@@ -28,6 +28,10 @@ pub(crate) const CONNECTIONS_OF_PROGRAM_MAX: u32 = notice::CONNECTIONS_MAX as u3
 /// Ends of connections of one user's programs.
 pub(crate) const CONNECTIONS_OF_USER_MAX: u32 = 16 * CONNECTIONS_OF_PROGRAM_MAX;
 
+/// Names that programs of one user serve at once on a host: four users that want all there are leave
+/// room for others among those that a host tells the cluster of.
+pub(crate) const NAMES_OF_USER_MAX: usize = 100;
+
 /// How fast something may happen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Rate {

@@ -9,6 +9,7 @@ mod broker;
 pub(crate) mod directory;
 pub(crate) mod grants;
 pub(crate) mod limits;
+pub(crate) mod publish;
 pub(crate) mod registry;
 
 pub(crate) use self::broker::{

@@ -24,6 +24,8 @@ pub(crate) struct Instance {
     pub(crate) slots: u16,
     /// Calls that may wait for one.
     pub(crate) credit: u16,
+    /// Calls that one of its connections may carry at once.
+    pub(crate) concurrent: u16,
     /// What it does with a call that came through it.
     pub(crate) reentrancy: Reentrancy,
     /// Whether it can map rings.
@@ -201,6 +203,7 @@ mod tests {
             uid: 0,
             slots: 4,
             credit: 0,
+            concurrent: 1,
             reentrancy: Reentrancy::Reject,
             ring: true,
             draining: false,

@@ -3,7 +3,10 @@ use kumo_abi::call::Reentrancy;
 use kumo_abi::cluster::HostState;
 
 use crate::calls::rules::acl::Rule;
+use crate::calls::rules::directory::Entry;
 use crate::calls::rules::limits::PROGRAMS_OF_USER_MAX;
+
+const GRANTS_MAX: usize = 2_000;
 
 /// A broker of `tokyo/a`, a clock and numbers that count up.
 struct World {
@@ -43,9 +46,16 @@ fn server(request: Request, service: &str) -> Serve {
         resumes: None,
         slots: 4,
         credit: 8,
+        concurrent: 1,
         reentrancy: Reentrancy::Reject,
         ring: true,
     }
+}
+
+/// A host that serves `kv`.
+fn serves(ready: u32, asleep: u32) -> Serves {
+    let entry = Entry { ready, asleep, load_percent: 0 };
+    Serves { incarnation: 1, services: [(name("kv"), entry)].into() }
 }
 
 /// What was done, in a few letters: `1:granted#0`, `2:incoming#0`, `1:refused BUSY`, `notice 1#0 DIED`.
@@ -89,7 +99,7 @@ fn letters(effects: &[Effect]) -> Vec<String> {
 
 impl World {
     fn new() -> World {
-        let broker = Broker::new(host("tokyo/a"), None);
+        let broker = Broker::new(host("tokyo/a"), None, GRANTS_MAX);
         World { broker, now: Moment { ms: 0, wall_s: 1_000 }, next: 100 }
     }
 
@@ -231,6 +241,8 @@ fn names_are_served_by_root_by_their_holder_and_by_who_is_listed() {
         Serve { slots: 0, ..server(1, "x") },
         Serve { slots: SLOTS_MAX + 1, ..server(1, "x") },
         Serve { credit: CREDIT_MAX + 1, ..server(1, "x") },
+        Serve { concurrent: 0, ..server(1, "x") },
+        Serve { concurrent: 65, ..server(1, "x") },
     ] {
         assert_eq!(world.hear(1, ToNode::Serve(bad)), ["1:refused MALFORMED"]);
     }
@@ -329,12 +341,33 @@ fn who_floods_harms_itself() {
         assert_eq!(world.hear(2, ToNode::Serve(serve))[0], "2:serving");
     }
     assert_eq!(world.hear(2, ToNode::Serve(server(1, "z"))), ["2:refused EXHAUSTED"]);
-    for request in 0..WATCHED_MAX as u64 {
+    // Those of one user together, too; of a name that is there, another instance may come.
+    world.connect(6_000, 7);
+    for request in SERVED_MAX as u64..NAMES_OF_USER_MAX as u64 {
+        let serve = server(request, &format!("s{request}"));
+        assert_eq!(world.hear(6_000, ToNode::Serve(serve))[0], "6000:serving");
+    }
+    assert_eq!(world.hear(6_000, ToNode::Serve(server(1, "z"))), ["6000:refused EXHAUSTED"]);
+    assert_eq!(world.hear(6_000, ToNode::Serve(server(1, "kv")))[0], "6000:serving");
+    let watched = ToNode::Watch { request: 0, service: name("s0") };
+    assert_eq!(world.hear(3, watched), ["3:service 1 0 0"]);
+    for request in 1..WATCHED_MAX as u64 {
         let said = world.hear(3, ToNode::Watch { request, service: name("kv") });
-        assert_eq!(said, ["3:service 1 0 0"]);
+        assert_eq!(said, ["3:service 2 0 0"]);
     }
     let more = ToNode::Watch { request: 1_000, service: name("kv") };
     assert_eq!(world.hear(3, more), ["3:refused EXHAUSTED"]);
+}
+
+#[test]
+fn a_node_grants_no_more_connections_than_it_has_descriptors_for() {
+    let mut world = World::with(&[1, 2]);
+    world.broker.grants_max = 1;
+    world.serve(2, "kv");
+    world.grant(1, "kv");
+    assert_eq!(world.hear(1, ToNode::Open(open(2, "kv"))), ["1:refused EXHAUSTED"]);
+    assert_eq!(world.hear(1, ToNode::Closed { connection: 0 }), ["notice 2#0 CANCELLED", "shut"]);
+    world.grant(1, "kv");
 }
 
 #[test]
@@ -345,9 +378,8 @@ fn watchers_hear_of_changes_until_they_hear_no_more() {
     assert_eq!(world.hear(1, watch), ["1:refused MALFORMED"]);
     let said = world.hear(2, ToNode::Serve(server(1, "kv")));
     assert_eq!(said, ["2:serving", "1:service 1 0 0", "publish kv 1 0%"]);
-    let entry = Entry { incarnation: 1, ready: 2, asleep: 1, load_percent: 0 };
     world.broker.note_hosts(&[info("tokyo/b", HostState::Alive)]);
-    world.broker.note_service(name("kv"), host("tokyo/b"), Some(entry));
+    world.broker.note_serves(&host("tokyo/b"), Some(serves(2, 1)));
     assert_eq!(world.tick(0), ["1:service 3 1 0", "publish kv 1 0%"]);
     world.broker.note_hosts(&[info("tokyo/b", HostState::CutOff)]);
     assert_eq!(world.tick(0), ["1:service 1 0 1", "publish kv 1 0%"]);
@@ -461,10 +493,9 @@ fn callers_of_other_hosts_are_let_in_and_told() {
 #[test]
 fn a_service_that_is_elsewhere_is_asked_for_there() {
     let mut world = World::with(&[1]);
-    let entry = Entry { incarnation: 1, ready: 1, asleep: 0, load_percent: 0 };
     let there = host("osaka/b");
-    world.broker.note_service(name("kv"), there.clone(), Some(entry));
-    world.broker.note_service(name("kv"), host("lima/c"), Some(entry));
+    world.broker.note_serves(&there, Some(serves(1, 0)));
+    world.broker.note_serves(&host("lima/c"), Some(serves(1, 0)));
     let hosts = [info("osaka/b", HostState::Alive), info("lima/c", HostState::Alive)];
     world.broker.note_hosts(&hosts);
     let far = |dc: &str, us: u32| (dc.parse().expect("a name"), us);
@@ -486,6 +517,7 @@ fn a_service_that_is_elsewhere_is_asked_for_there() {
         to: Peer { host: there.clone(), pid: 6, who: Who::Service(name("kv")) },
         methods: vec![MethodPattern::any()],
         reentrancy: Reentrancy::Reject,
+        concurrent: 1,
     };
     let now = world.now;
     let granted = world.broker.granted(&first, &there, admitted(7), Carrier::Tls, now);
