@@ -804,24 +804,26 @@ impl Broker {
         }
     }
 
-    /// A local connection could not be made: the caller is told so, and nothing is left of it.
+    /// A local connection could not be made: the caller is told so, and nothing is left of it. Where the
+    /// callee was told of it already, its index stays until it has closed it.
     pub(crate) fn undo(
         &mut self,
-        grant: GrantId,
+        id: GrantId,
+        callee_told: bool,
         caller: (Program, Request),
         refusal: &Refusal,
         now: Moment,
         fresh: &mut dyn FnMut() -> u64,
     ) -> Vec<Effect> {
         let mut effects = Vec::new();
-        if let Some(grant) = self.grants.get_mut(&grant) {
-            for end in [End::Caller, End::Callee] {
+        if let Some(grant) = self.grants.get_mut(&id) {
+            for (end, was) in [(End::Caller, false), (End::Callee, callee_told)] {
                 if let Party::Here { told, .. } = grant.party_mut(end) {
-                    *told = false;
+                    *told = was;
                 }
             }
         }
-        self.end(grant, refusal.cause, None, None, &mut effects);
+        self.end(id, refusal.cause, None, None, &mut effects);
         let (program, request) = caller;
         effects.push(Effect::Tell(program, refusal.to_program(request)));
         self.settle(now, fresh, &mut effects);

@@ -566,10 +566,13 @@ fn a_connection_that_could_not_be_made_leaves_nothing() {
     world.serve(2, "kv");
     let grant = world.grant(1, "kv");
     let refusal = Refusal::new(Cause::Exhausted, "no descriptors");
-    let undone = world.broker.undo(grant, (1, 9), &refusal, world.now, &mut || 1);
+    let undone = world.broker.undo(grant, false, (1, 9), &refusal, world.now, &mut || 1);
     assert_eq!(letters(&undone), ["shut", "1:refused EXHAUSTED"]);
-    // Both indices are free again.
-    assert_eq!(world.hear(1, ToNode::Open(open(2, "kv"))), ["1#0->2#0", "audit"]);
+    // Both indices are free again; not that of a callee which has heard of it.
+    let grant = world.grant(1, "kv");
+    let undone = world.broker.undo(grant, true, (1, 9), &refusal, world.now, &mut || 1);
+    assert_eq!(letters(&undone), ["notice 2#0 EXHAUSTED", "shut", "1:refused EXHAUSTED"]);
+    assert_eq!(world.hear(1, ToNode::Open(open(2, "kv"))), ["1#0->2#1", "audit"]);
     world.gone(1, Cause::Died);
     world.gone(2, Cause::Died);
     world.assert_empty();
