@@ -271,6 +271,8 @@ impl Node {
         let calls = calls.map_err(|source| {
             StartError::Calls { path: config.dirs.run.join(CALLS_SOCKET), source }
         })?;
+        let waiting = Arc::clone(calls.shared());
+        engine.show_blocked_on(move || waiting.blocked_on());
         let shared = || {
             let calls = Arc::clone(calls.shared());
             api::Shared::new(web.clone(), calls, stopping.clone(), reopen.clone())
