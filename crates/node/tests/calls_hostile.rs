@@ -237,6 +237,7 @@ fn descriptors_that_nobody_asked_for_are_closed() {
     let watch = ToNode::Watch { request: 1, service: service("kv") };
     send(&raw.socket, &control::encode(&watch).unwrap(), &[passed.as_fd(); 4]).unwrap();
     assert_eq!(raw.hear(), None);
+    drop(raw);
     // One beside a message that has none is closed, and the message counts.
     let raw = Raw::new(&world.run_dir());
     send(&raw.socket, &control::encode(&watch).unwrap(), &[passed.as_fd()]).unwrap();
