@@ -76,6 +76,17 @@ pub struct NodeConfig {
     pub dc: Option<String>,
     /// Name of this host, likewise; else the kernel's.
     pub host: Option<String>,
+    /// Where it listens for calls of other hosts, instead of what its identity says.
+    pub calls: Option<CallPort>,
+}
+
+/// Where a node listens for calls of other hosts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CallPort {
+    /// `None` where calls come through gateways only.
+    pub listen: Option<SocketAddr>,
+    /// Where others reach it, the best address first.
+    pub advertise: Vec<String>,
 }
 
 /// Why a node did not start. Nothing of it runs.
@@ -256,12 +267,17 @@ impl Node {
         let url = open_bound.url().to_owned();
         let web = match identity {
             None => Web::lone(me, card(None), started, Arc::clone(&answerer)),
-            Some(identity) => {
+            Some(mut identity) => {
+                if let Some(calls) = &config.calls {
+                    identity.call_listen = calls.listen;
+                    identity.call_advertise.clone_from(&calls.advertise);
+                }
                 let config = FabricConfig {
                     card: card(Some(&identity)),
                     identity,
                     state_dir: Some(fabric_dir),
                     run_dir: config.dirs.run.join(FABRIC_DIR),
+                    calls: true,
                 };
                 let answerer = Arc::clone(&answerer);
                 Web::Many(runtime.block_on(Fabric::open(config, answerer))?)
