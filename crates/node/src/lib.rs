@@ -39,8 +39,8 @@ use tokio::time::timeout;
 
 pub use answer::HOST_ANSWER_BYTES_MAX;
 use answer::HostAnswerer;
-use calls::Calls;
 pub use api::{GATHER_BYTES_MAX, GATHERS_MAX};
+use calls::Calls;
 pub use dirs::{DirError, Dirs, SYSTEM_RUN_DIR, SYSTEM_STATE_DIR, default_dirs, socket_path};
 pub use k2i::options::DC_DEFAULT;
 pub use lock::{Lock, LockError};
@@ -249,7 +249,8 @@ impl Node {
         })?);
         // One for what others ask, too: nobody's questions keep those of another from their answers.
         let [open, local, others] = [(); 3].map(|()| Api::new(Arc::clone(&engine)));
-        let runtime = runtime(3).map_err(StartError::Runtime)?;
+        // And calls that come over HTTP have a thread each.
+        let runtime = runtime(4).map_err(StartError::Runtime)?;
         let (stop, stopping) = watch::channel(false);
         let (reopen, _) = watch::channel(false);
         let started = Instant::now();
@@ -284,14 +285,17 @@ impl Node {
             }
         };
         let calls = Calls::start(web.clone(), &config.dirs.run, runtime.handle());
-        let calls = calls.map_err(|source| {
-            StartError::Calls { path: config.dirs.run.join(CALLS_SOCKET), source }
+        let calls = calls.map_err(|source| StartError::Calls {
+            path: config.dirs.run.join(CALLS_SOCKET),
+            source,
         })?;
         let waiting = Arc::clone(calls.shared());
         engine.show_blocked_on(move || waiting.blocked_on());
+        let run_dir: Arc<Path> = config.dirs.run.as_path().into();
         let shared = || {
             let calls = Arc::clone(calls.shared());
-            api::Shared::new(web.clone(), calls, stopping.clone(), reopen.clone())
+            let run_dir = Arc::clone(&run_dir);
+            api::Shared::new(web.clone(), calls, run_dir, stopping.clone(), reopen.clone())
         };
         answerer.open(router_with(others, api::own_routes(shared())));
         let apis = [open, local];

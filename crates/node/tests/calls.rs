@@ -2,9 +2,11 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may fail where it likes")]
 
-mod support;
 #[path = "support/programs.rs"]
 mod programs;
+mod support;
+
+use std::io::{Read as _, Write as _};
 
 use kumo_abi::call::{Cause, Status};
 use kumo_node::Node;
@@ -68,9 +70,7 @@ fn a_call_is_answered_and_the_death_of_its_callee_told() {
     let nobody = status(kv.call(&method("echo"), b""));
     assert_eq!(nobody, Status::NotExecuted(Cause::NoSuch));
     assert!(instances(&node).is_empty());
-    until("nothing is left of it", || {
-        get(&node, "/v2/calls/services")["connections"] == json!(0)
-    });
+    until("nothing is left of it", || get(&node, "/v2/calls/services")["connections"] == json!(0));
 }
 
 #[test]
@@ -195,4 +195,50 @@ fn calls_go_on_while_their_node_starts_anew_and_it_learns_of_them_again() {
     server.kill();
     assert_eq!(waiting.line(), "unknown: DIED");
     assert_eq!(status(kv.call(&method("echo"), b"")), Status::NotExecuted(Cause::NoSuch));
+}
+
+#[test]
+fn a_call_over_http_has_its_outcome_in_its_headers() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = node(dir.path());
+    let raw = |target: &str, more: &str, body: &str| {
+        let mut stream = unix(&node);
+        let length = body.len();
+        let head = format!(
+            "POST {target} HTTP/1.0\r\nhost: localhost\r\ncontent-length: {length}\r\n{more}\r\n{body}"
+        );
+        stream.write_all(head.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    };
+    let nobody = raw("/v2/call/kv/echo", "", "x");
+    assert!(nobody.starts_with("HTTP/1.0 404"), "{nobody}");
+    assert!(
+        nobody.contains("kumo-outcome: not-executed") && nobody.contains("NO_SUCH"),
+        "{nobody}"
+    );
+
+    let mut server = Program::start("serve kv", &run_dir(&dir));
+    let root = "4bf92f3577b34da6a3ce929d0e0e4736";
+    let parent = format!("traceparent: 00-{root}-00f067aa0ba902b7-01\r\n");
+    let done = raw("/v2/call/kv/echo", &parent, "hello");
+    assert!(done.starts_with("HTTP/1.0 200") && done.ends_with("\r\n\r\nhello"), "{done}");
+    assert!(done.contains("kumo-outcome: done"), "{done}");
+    assert!(done.contains(&format!("traceparent: 00-{root}-")), "{done}");
+    let trace = get(&node, &format!("/v2/calls/trace/{root}"));
+    let sides: Vec<&Value> =
+        trace["spans"].as_array().unwrap().iter().map(|span| &span["side"]).collect();
+    assert_eq!(sides, ["caller", "callee"], "{trace:#}");
+    assert_eq!(trace["spans"][0]["parent"], "00f067aa0ba902b7");
+
+    let late = raw("/v2/call/kv/hang", "kumo-budget-ms: 50\r\n", "");
+    assert!(late.starts_with("HTTP/1.0 504"), "{late}");
+    assert!(late.contains("kumo-outcome: unknown") && late.contains("DEADLINE"), "{late}");
+    assert_eq!((server.line(), server.line()), ("hangs".to_owned(), "over".to_owned()));
+    for bad in ["kumo-budget-ms: 0\r\n", "traceparent: x\r\n"] {
+        assert!(raw("/v2/call/kv/echo", bad, "").starts_with("HTTP/1.0 400"), "for {bad:?}");
+    }
+    let other = ask(support::tcp(&node), "POST", "/v2/call/kv/echo", "", "");
+    assert_eq!(other.status, 403, "who comes by TCP does not say who he is");
 }

@@ -51,7 +51,8 @@ use tokio::time::sleep;
 
 pub(crate) use self::cluster::{acl_key, read_acl};
 use self::rules::{Broker, Effect, Moment, Program};
-use self::state::{Later, State, random};
+pub(crate) use self::state::random;
+use self::state::{Later, State};
 use crate::web::Web;
 
 /// Descriptors that the node wants, where it may have so many: for connections of programs, beside those
@@ -155,7 +156,8 @@ impl Shared {
             Later::Ask(order) => drop(self.elsewhere.spawn(peers::ask(Arc::clone(self), order))),
             Later::Certify { program, request, who } => {
                 let shared = Arc::clone(self);
-                self.elsewhere.spawn_blocking(move || peers::certify(&shared, program, request, who));
+                self.elsewhere
+                    .spawn_blocking(move || peers::certify(&shared, program, request, who));
             }
             Later::Obituary { host, grant, cause, taken } => {
                 peers::tell_end(self, host, grant, cause, taken);
@@ -191,14 +193,15 @@ impl Calls {
         let runtime = Builder::new_current_thread().enable_io().enable_time().build()?;
         let serving = Arc::clone(&shared);
         let ends = stopping.clone();
-        let thread = std::thread::Builder::new().name("kumo-calls".to_owned()).spawn(move || {
-            runtime.block_on(serve(&serving, &listening, ends));
-            // Those who find nobody there look for the next node.
-            drop(file);
-            for line in serving.state().lines() {
-                let _ = line.tell(&FromNode::Leaving, None);
-            }
-        })?;
+        let thread =
+            std::thread::Builder::new().name("kumo-calls".to_owned()).spawn(move || {
+                runtime.block_on(serve(&serving, &listening, ends));
+                // Those who find nobody there look for the next node.
+                drop(file);
+                for line in serving.state().lines() {
+                    let _ = line.tell(&FromNode::Leaving, None);
+                }
+            })?;
         peers::answer(&shared);
         elsewhere.spawn(look::keep(Arc::clone(&shared), stopping.clone()));
         elsewhere.spawn(cluster::keep(Arc::clone(&shared), stopping));
@@ -299,5 +302,9 @@ fn raise_descriptors() -> u64 {
     let current = limit.current.unwrap_or(DESCRIPTORS_WANTED);
     let possible = limit.maximum.unwrap_or(u64::MAX).min(DESCRIPTORS_WANTED);
     let raised = Rlimit { current: Some(possible), maximum: limit.maximum };
-    if current < possible && setrlimit(Resource::Nofile, raised).is_ok() { possible } else { current }
+    if current < possible && setrlimit(Resource::Nofile, raised).is_ok() {
+        possible
+    } else {
+        current
+    }
 }

@@ -77,12 +77,11 @@ fn encode(message: &impl Serialize) -> Bytes {
 
 fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
     match bytes.split_first() {
-        Some((&VERSION, rest)) => {
-            postcard::from_bytes(rest).map_err(|error| format!("the message makes no sense: {error}"))
-        }
-        Some((version, _)) => {
-            Err(format!("the message has version {version}, and this node speaks version {VERSION}"))
-        }
+        Some((&VERSION, rest)) => postcard::from_bytes(rest)
+            .map_err(|error| format!("the message makes no sense: {error}")),
+        Some((version, _)) => Err(format!(
+            "the message has version {version}, and this node speaks version {VERSION}"
+        )),
         None => Err("the message is empty".to_owned()),
     }
 }
@@ -120,9 +119,8 @@ impl PeerAnswerer for Answerer {
     fn note(&self, from: HostId, note: Bytes) {
         let Some(shared) = self.shared.upgrade() else { return };
         match decode::<Obituary>(&note) {
-            Ok(Obituary { grant, cause, taken }) => shared.act(|broker, now, fresh| {
-                broker.obituary(&from, grant, cause, taken, now, fresh)
-            }),
+            Ok(Obituary { grant, cause, taken }) => shared
+                .act(|broker, now, fresh| broker.obituary(&from, grant, cause, taken, now, fresh)),
             Err(error) => tracing::warn!("{from} told what is not understood: {error}"),
         }
     }
@@ -235,7 +233,8 @@ async fn ask_one(
         who: order.from.who.clone(),
         chain: order.open.chain.clone(),
     };
-    let answer = links.request(host, encode(&ask), wait).await.map_err(|error| no_answer(&error))?;
+    let answer =
+        links.request(host, encode(&ask), wait).await.map_err(|error| no_answer(&error))?;
     let malformed = |why: String| Refusal::new(Cause::Malformed, format!("{host} answered: {why}"));
     let (admitted, ticket) = match decode::<Opened>(&answer).map_err(malformed)? {
         Opened::Admitted { admitted, ticket } => (admitted, ticket),
