@@ -23,6 +23,7 @@ pub mod store;
 pub mod token;
 mod wall;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -30,6 +31,7 @@ use std::time::Duration;
 use arc_swap::{ArcSwap, ArcSwapOption};
 use kumo_abi::cluster::{Card, HostInfo, LinkReport, Role, Unreached};
 use kumo_abi::{DcName, HostId};
+use kumo_pki::KeyId;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, broadcast, mpsc};
 use tokio::task::{JoinSet, spawn_blocking};
@@ -202,6 +204,11 @@ impl Fabric {
         self.parts.identity.load_full()
     }
 
+    /// A number for this start of its node, greater than that of every start before.
+    pub fn incarnation(&self) -> u64 {
+        self.parts.shared.incarnation
+    }
+
     /// All hosts of the cluster, the dead ones too, in order.
     pub fn hosts(&self) -> Vec<HostInfo> {
         self.parts.shared.hosts()
@@ -261,6 +268,11 @@ impl Fabric {
         let (host, store) = (host.clone(), Arc::clone(self.store()));
         let evicting = spawn_blocking(move || registry::evict(&store, &host, wall_ms()));
         Ok(evicting.await.map_err(EvictError::Ended)??)
+    }
+
+    /// The keys that are not believed any more.
+    pub fn evicted(&self) -> BTreeSet<KeyId> {
+        registry::evicted(self.store())
     }
 
     /// Makes a token that lets hosts into the cluster.

@@ -6,6 +6,7 @@
 
 mod answer;
 mod api;
+mod calls;
 mod dirs;
 mod lock;
 mod names;
@@ -24,6 +25,7 @@ use k2i::http::tls::{TlsError, TlsFiles, load};
 use k2i::http::{Api, router_with};
 use k2i::{CollectorChoice, Engine, EngineConfig, OpenError};
 use kumo_abi::cluster::HostInfo;
+use kumo_abi::control::SOCKET_NAME as CALLS_SOCKET;
 use kumo_abi::{ClusterName, HostId};
 use kumo_fabric::identity::{Identity, IdentityError};
 use kumo_fabric::link::LinkError;
@@ -38,6 +40,7 @@ use tokio::time::timeout;
 pub use answer::HOST_ANSWER_BYTES_MAX;
 use answer::HostAnswerer;
 pub use api::{GATHER_BYTES_MAX, GATHERS_MAX};
+use calls::Calls;
 pub use dirs::{DirError, Dirs, SYSTEM_RUN_DIR, SYSTEM_STATE_DIR, default_dirs, socket_path};
 pub use k2i::options::DC_DEFAULT;
 pub use lock::{Lock, LockError};
@@ -116,6 +119,14 @@ pub enum StartError {
     /// The address or the socket.
     #[error(transparent)]
     Bind(#[from] BindError),
+    /// The socket for calls.
+    #[error("cannot serve calls on {}", path.display())]
+    Calls {
+        /// The socket.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
     /// Threads or descriptors.
     #[error("the system lets us start no threads or open no descriptors")]
     Runtime(#[source] io::Error),
@@ -169,6 +180,7 @@ pub struct Node {
     /// one from their answers.
     apis: [Arc<Api>; 2],
     web: Web,
+    calls: Calls,
     answerer: Arc<HostAnswerer>,
     reopen: watch::Sender<bool>,
     url: String,
@@ -237,7 +249,8 @@ impl Node {
         })?);
         // One for what others ask, too: nobody's questions keep those of another from their answers.
         let [open, local, others] = [(); 3].map(|()| Api::new(Arc::clone(&engine)));
-        let runtime = runtime(3).map_err(StartError::Runtime)?;
+        // And calls that come over HTTP have a thread each.
+        let runtime = runtime(4).map_err(StartError::Runtime)?;
         let (stop, stopping) = watch::channel(false);
         let (reopen, _) = watch::channel(false);
         let started = Instant::now();
@@ -271,7 +284,19 @@ impl Node {
                 Web::Many(runtime.block_on(Fabric::open(config, answerer))?)
             }
         };
-        let shared = || api::Shared::new(web.clone(), stopping.clone(), reopen.clone());
+        let calls = Calls::start(web.clone(), &config.dirs.run, runtime.handle());
+        let calls = calls.map_err(|source| StartError::Calls {
+            path: config.dirs.run.join(CALLS_SOCKET),
+            source,
+        })?;
+        let waiting = Arc::clone(calls.shared());
+        engine.show_blocked_on(move || waiting.blocked_on());
+        let run_dir: Arc<Path> = config.dirs.run.as_path().into();
+        let shared = || {
+            let calls = Arc::clone(calls.shared());
+            let run_dir = Arc::clone(&run_dir);
+            api::Shared::new(web.clone(), calls, run_dir, stopping.clone(), reopen.clone())
+        };
         answerer.open(router_with(others, api::own_routes(shared())));
         let apis = [open, local];
         let serve = |bound: Bound, api: &Arc<Api>| {
@@ -287,6 +312,7 @@ impl Node {
             serving,
             apis,
             web,
+            calls,
             answerer,
             reopen,
             url,
@@ -380,6 +406,7 @@ impl Drop for Node {
     fn drop(&mut self) {
         let Some(runtime) = self.runtime.take() else { return };
         self.stop.send_replace(true);
+        self.calls.stop();
         let serving = std::mem::take(&mut self.serving);
         runtime.block_on(async {
             for task in serving {

@@ -18,6 +18,16 @@ impl KeyId {
     pub fn of_public_key(spki_der: &[u8]) -> KeyId {
         KeyId(sha256(spki_der))
     }
+
+    /// From its bytes.
+    pub fn from_bytes(bytes: [u8; 32]) -> KeyId {
+        KeyId(bytes)
+    }
+
+    /// Its bytes, where text would be too long.
+    pub fn to_bytes(self) -> [u8; 32] {
+        self.0
+    }
 }
 
 impl fmt::Display for KeyId {

@@ -199,7 +199,7 @@ pub(super) async fn ask_after(shared: &Arc<Shared>, gateway: &HostId) {
     let known = setup.identity.gateways.iter().find(|known| known.host == *gateway);
     let mut failures = Vec::new();
     for address in known.map(|known| known.addresses.clone()).unwrap_or_default() {
-        let connecting = timeout(CONNECT_MAX, connect(shared, address.clone())).await;
+        let connecting = timeout(CONNECT_MAX, connect(&shared.lookups, address.clone())).await;
         match connecting.unwrap_or(Err(DialError::Silent)) {
             Ok(_) => return,
             Err(why) => failures.push(Failure { address, why }),

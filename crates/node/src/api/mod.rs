@@ -6,11 +6,14 @@
 mod admin;
 mod all;
 mod body;
+mod calls;
+mod gateway;
 mod gather;
 mod hosts;
 mod one;
 mod scope;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,6 +25,7 @@ use axum::response::{IntoResponse, Response};
 use k2i::http::{Refused, Via};
 use tokio::sync::{Semaphore, watch};
 
+use crate::calls::Shared as Calls;
 use crate::web::Web;
 
 pub(crate) use admin::Reopen;
@@ -43,6 +47,9 @@ type Reply = Result<Response, Refused>;
 #[derive(Clone)]
 pub(crate) struct Shared {
     pub(crate) web: Web,
+    calls: Arc<Calls>,
+    gateway: gateway::Gateway,
+    run_dir: Arc<Path>,
     places: Arc<Semaphore>,
     /// Says when the node stops: streams end then.
     stopping: watch::Receiver<bool>,
@@ -51,20 +58,29 @@ pub(crate) struct Shared {
 
 impl Shared {
     /// One for each listener: clients of one cannot fill the places of another.
-    pub(crate) fn new(web: Web, stopping: watch::Receiver<bool>, reopen: Reopen) -> Shared {
-        Shared { web, places: Arc::new(Semaphore::new(GATHERS_MAX)), stopping, reopen }
+    pub(crate) fn new(
+        web: Web,
+        calls: Arc<Calls>,
+        run_dir: Arc<Path>,
+        stopping: watch::Receiver<bool>,
+        reopen: Reopen,
+    ) -> Shared {
+        let places = Arc::new(Semaphore::new(GATHERS_MAX));
+        let gateway = gateway::Gateway::new();
+        Shared { web, calls, gateway, run_dir, places, stopping, reopen }
     }
 }
 
 /// Routes about this node.
 pub(crate) fn own_routes(shared: Shared) -> Router {
-    hosts::routes().with_state(shared)
+    hosts::routes().merge(calls::own_routes()).with_state(shared)
 }
 
 /// Routes that ask others, or change what the node is.
 pub(crate) fn wide_routes(shared: Shared) -> Router {
     let asking = all::routes().merge(one::routes()).route_layer(from_fn(near));
-    asking.merge(hosts::stream()).merge(admin::routes()).with_state(shared)
+    let local = admin::routes().merge(calls::local_routes()).merge(gateway::routes());
+    asking.merge(hosts::stream()).merge(local).with_state(shared)
 }
 
 /// Lets through who is on this host. On an address that other machines reach nobody says who he is,
@@ -122,7 +138,9 @@ mod tests {
         let answerer = HostAnswerer::new(me.clone());
         let web = Web::lone(me, card(None), Instant::now(), answerer);
         let (_stop, stopping) = watch::channel(false);
-        let shared = Shared::new(web, stopping, watch::Sender::new(false));
+        let calls = Calls::idle(web.clone());
+        let shared =
+            Shared::new(web, calls, Path::new("/").into(), stopping, watch::Sender::new(false));
         let mut request = Request::new(Body::empty());
         *request.uri_mut() = Uri::from_static(target);
         if let Some(via) = via {
