@@ -5,6 +5,7 @@
 
 mod answer;
 pub mod cluster;
+pub mod events;
 pub mod filter;
 pub mod hosts;
 mod identity;

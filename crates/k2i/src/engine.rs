@@ -6,15 +6,17 @@
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
 use kumo_abi::proc::{Column, PROC};
 use kumo_abi::{Meta, ProcessId, Query, Select, TICK_NS};
+use tokio::sync::broadcast;
 
 use crate::collect::{Collector, CollectorChoice, CollectorKind, ProcFs, Rung, Scan};
 use crate::encode::{document, write_value};
+use crate::events::{self, Attempt, EventChoice, Events, EventsReport, News};
 use crate::names::NameCache;
 use crate::row::{self, Context, rfc3339};
 use crate::select::{Selected, View, parts_of};
@@ -75,6 +77,9 @@ pub enum AskError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// Nobody has taken note of those that ended.
+    #[error("this host does not know which processes have ended: {0}")]
+    NoEvents(String),
 }
 
 /// What to answer, of which processes, and how fresh.
@@ -113,6 +118,8 @@ pub struct Engine {
     boot_id: String,
     memory_bytes: u64,
     opened: Instant,
+    /// Set once, by servers.
+    events: OnceLock<Attempt>,
     /// When somebody last asked, milliseconds after `opened`.
     asked_ms: AtomicU64,
 }
@@ -215,6 +222,7 @@ impl Engine {
             boot_id: boot_id.map_err(OpenError::Proc)?.trim().to_owned(),
             memory_bytes: system.totalram as u64 * u64::from(system.mem_unit),
             opened: Instant::now(),
+            events: OnceLock::new(),
             asked_ms: AtomicU64::new(0),
             config,
         })
@@ -226,6 +234,9 @@ impl Engine {
     /// # Errors
     /// See [`AskError`].
     pub fn ask(&self, question: Question) -> Result<Answer, AskError> {
+        if question.query.ended {
+            return self.ask_ended(&question.query);
+        }
         let Question { query, pids, max_age } = question;
         let read = query.columns_read();
         let shown = parts_of(&read);
@@ -247,10 +258,15 @@ impl Engine {
             Some(_) if !self.cheap => self.current.load().as_ref().map_or(0, |t| t.rows.len()),
             _ => table.rows.len(),
         };
-        let mut view = View::new(self.context(table, &read), Completer(self.proc.clone()));
+        let completer = Completer(Some(self.proc.clone()));
+        let mut view = View::new(self.context(table, &read), completer);
         let (selected, matched) = view.select(&query, candidates);
-        let table = &view.context.table;
-        let meta = Meta {
+        let meta = self.meta(&query, &view.context.table, processes, matched);
+        Ok(Answer { writer: Writer::new(&meta, &query, shown), meta, view, selected })
+    }
+
+    fn meta(&self, query: &Query, table: &Table, processes: usize, matched: usize) -> Meta {
+        Meta {
             dc: self.config.dc.clone(),
             host: self.config.host.clone(),
             boot_id: self.boot_id.clone(),
@@ -261,8 +277,75 @@ impl Engine {
             processes: processes.max(matched) as u64,
             matched: matched as u64,
             columns: query.columns.iter().map(|select| select.name(&PROC)).collect(),
-        };
-        Ok(Answer { writer: Writer::new(&meta, &query, shown), meta, view, selected })
+            lost: 0,
+        }
+    }
+
+    /// The same of processes that have ended, as far as they are remembered.
+    fn ask_ended(&self, query: &Query) -> Result<Answer, AskError> {
+        let events = self.taken().map_err(AskError::NoEvents)?;
+        let clock = Clock::now();
+        let (lives, changes, lost) = events.ended();
+        let rows: Vec<_> = lives.iter().map(|life| life.row()).collect();
+        let collector = CollectorKind::Events(events.source());
+        // What a row lacks nobody can tell any more.
+        let table = Arc::new(clock.table(changes, collector, rows, Parts::ALL, None));
+        let read = query.columns_read();
+        let count = table.rows.len();
+        let mut view = View::new(self.context(table, &read), Completer(None));
+        let (selected, matched) = view.select(query, (0..count).collect());
+        let meta = self.meta(query, &view.context.table, count, matched);
+        let meta = Meta { lost: lost.exits + lost.overruns, ..meta };
+        let writer = Writer::new(&meta, query, parts_of(&read));
+        Ok(Answer { writer, meta, view, selected })
+    }
+
+    /// From now on it takes note of processes that begin and end. For servers: it starts a thread, and
+    /// takes a third of a second. Once; what is asked for later changes nothing.
+    pub fn take_events(self: &Arc<Engine>, choice: EventChoice) {
+        self.events.get_or_init(|| events::begin(choice, self));
+    }
+
+    /// Events from now on, for whoever wants to react to them: bounded by
+    /// [`EVENTS_AHEAD_MAX`](crate::EVENTS_AHEAD_MAX), and who is slower learns how many he missed.
+    ///
+    /// # Errors
+    /// [`AskError::NoEvents`].
+    pub fn events(&self) -> Result<broadcast::Receiver<News>, AskError> {
+        self.taken().map(Events::listen).map_err(AskError::NoEvents)
+    }
+
+    /// What there is to say about events.
+    pub fn events_report(&self) -> EventsReport {
+        match self.events.get() {
+            Some(Attempt { events: Some(events), .. }) => events.report(),
+            Some(Attempt { ladder, .. }) => {
+                EventsReport { ladder: ladder.clone(), ..EventsReport::default() }
+            }
+            None => EventsReport::default(),
+        }
+    }
+
+    fn taken(&self) -> Result<&Events, String> {
+        let attempt =
+            self.events.get().ok_or("only a server takes note of it; `kumo up` starts one")?;
+        attempt.events.as_ref().ok_or_else(|| {
+            let why: Vec<_> = attempt
+                .ladder
+                .iter()
+                .map(|rung| format!("{}: {}", rung.collector, rung.why))
+                .collect();
+            why.join("; ")
+        })
+    }
+
+    /// What an event's values are made from beside its process.
+    pub(crate) fn event_context(&self, columns: &[Column], life: &Process) -> Context {
+        let clock = Clock::now();
+        let collector = CollectorKind::Recorded;
+        let table = clock.table(0, collector, vec![life.clone()], Parts::ALL, None);
+        let columns: Vec<_> = columns.iter().map(|column| column.index()).collect();
+        self.context(Arc::new(table), &columns)
     }
 
     /// A table that is fresh enough and has at least `parts` (where they can be read), but for
@@ -328,6 +411,11 @@ impl Engine {
     /// Fetches `parts` that `row` lacks from `/proc`. What cannot be read stays absent.
     pub fn complete(&self, row: &mut Process, parts: Parts) {
         self.proc.complete(row, parts);
+    }
+
+    /// Whether this process is there, be it as a zombie.
+    pub(crate) fn is_there(&self, id: ProcessId) -> bool {
+        self.proc.one(id.pid, Parts::STAT).is_some_and(|row| row.id().same(&id))
     }
 
     /// The name of a user id; its number if it has none.
@@ -520,14 +608,16 @@ impl Clock {
             began_unix_ns: self.unix_ns,
             began_boot_ns: self.boot_ns,
             scan_us: self.began.elapsed().as_micros() as u64,
-            parts: if cpu_percent.is_some() { parts | Parts::CPU } else { parts },
+            // How a process that lives ended need not be looked for anywhere.
+            parts: if cpu_percent.is_some() { parts | Parts::CPU } else { parts } | Parts::END,
             rows,
             cpu_percent,
         }
     }
 }
 
-fn boot_ns() -> u64 {
+/// Nanoseconds of boot time.
+pub(crate) fn boot_ns() -> u64 {
     timespec_ns(rustix::time::clock_gettime(rustix::time::ClockId::Boottime))
 }
 
@@ -609,7 +699,7 @@ impl Baselines {
 
 /// Fetches what a row lacks; outlives the engine if an answer does.
 #[derive(Debug)]
-struct Completer(Arc<ProcFs>);
+struct Completer(Option<Arc<ProcFs>>);
 
 /// An answer, written bit by bit so that a large one needs no large buffer.
 pub struct Answer {
@@ -631,7 +721,9 @@ impl std::fmt::Debug for Answer {
 
 impl crate::select::Complete for Completer {
     fn complete(&self, row: &mut Process, parts: Parts) {
-        self.0.complete(row, parts);
+        if let Some(proc) = &self.0 {
+            proc.complete(row, parts);
+        }
     }
 }
 

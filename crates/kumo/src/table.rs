@@ -91,11 +91,12 @@ impl Column {
                     (Unit::Percent, _) => units::percent(float),
                     (Unit::Seconds, Some("time")) => units::cpu_time(float),
                     (Unit::Seconds, Some("elapsed")) => units::elapsed(float),
+                    (Unit::Seconds, Some("lifetime")) => format!("{float:.3}"),
                     (Unit::Seconds, _) => format!("{float:.2}"),
                     _ => number.to_string(),
                 }
             }
-            (Value::String(text), _, Some("start")) => {
+            (Value::String(text), _, Some("start" | "ended_at")) => {
                 let at = units::unix_seconds(text).and_then(LocalTime::at);
                 let short = at.map(|at| units::start(at, style.now));
                 short.unwrap_or_else(|| text::visible_within(text, columns_max))

@@ -3,6 +3,7 @@
 //! What `rustix` offers safely is used directly where it is needed; here is only what it lacks, and
 //! what wants one careful wrapper. Every function blocks at most as long as it says.
 
+pub mod kernfs;
 mod local_time;
 pub mod memory;
 mod pidfd;

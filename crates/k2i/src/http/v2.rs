@@ -169,7 +169,7 @@ pub struct Asked {
 
 /// The parameters of a query for rows.
 pub const QUERY_PARAMETERS: &[&str] =
-    &["columns", "filter", "sort", "limit", "group", "max_age_ms"];
+    &["columns", "filter", "sort", "limit", "group", "ended", "max_age_ms"];
 
 impl Asked {
     /// Reads the parameters of an address; others than those `known` here are refused.
@@ -193,6 +193,7 @@ impl Asked {
                 "sort" => asked.query.sort = Some(value),
                 "limit" => asked.query.limit = Some(value),
                 "group" => asked.query.group = Some(value),
+                "ended" => asked.query.ended = parse_flag(&name, &value)?,
                 _ => asked.max_age = parse_max_age(&value)?,
             }
         }
@@ -224,6 +225,17 @@ fn plus(columns: String) -> String {
     match columns.strip_prefix(' ') {
         Some(rest) => format!("+{rest}"),
         None => columns,
+    }
+}
+
+fn parse_flag(name: &str, text: &str) -> Result<bool, Refused> {
+    match text {
+        "1" => Ok(true),
+        "0" => Ok(false),
+        _ => Err(Refused::bad_request(format!(
+            "{name} `{}` is neither 1 nor 0",
+            text.escape_debug()
+        ))),
     }
 }
 
@@ -313,6 +325,9 @@ fn meta_headers(meta: &Meta) -> HeaderMap {
         }
     }
     headers.extend(numbers.map(|(name, number)| (name, HeaderValue::from(number))));
+    if meta.lost > 0 {
+        headers.insert(HeaderName::from_static("kumo-lost"), HeaderValue::from(meta.lost));
+    }
     headers
 }
 
@@ -435,6 +450,7 @@ mod tests {
             sort: some("-cpu"),
             limit: some("20"),
             group: None,
+            ended: false,
         };
         assert_eq!(asked, Asked { query, max_age: Duration::from_millis(500) });
         for columns in ["columns=+exe", "columns=%2Bexe"] {
