@@ -73,6 +73,15 @@ impl EventColumn {
     pub fn at(index: ColumnIndex) -> EventColumn {
         COLUMNS[index]
     }
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            EventColumn::Event => "event",
+            EventColumn::At => "at",
+            EventColumn::Of(column) => column.spec().name,
+        }
+    }
 }
 
 #[cfg(test)]

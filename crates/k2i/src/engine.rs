@@ -12,9 +12,11 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwapOption;
 use kumo_abi::proc::{Column, PROC};
 use kumo_abi::{Meta, ProcessId, Query, Select, TICK_NS};
+use serde_json::json;
 use tokio::sync::broadcast;
 
 use crate::collect::{Collector, CollectorChoice, CollectorKind, ProcFs, Rung, Scan};
+use crate::delta::{CellHash, Seen};
 use crate::encode::{document, write_value};
 use crate::events::{self, Attempt, EventChoice, Events, EventsReport, News};
 use crate::names::NameCache;
@@ -262,7 +264,8 @@ impl Engine {
         let mut view = View::new(self.context(table, &read), completer);
         let (selected, matched) = view.select(&query, candidates);
         let meta = self.meta(&query, &view.context.table, processes, matched);
-        Ok(Answer { writer: Writer::new(&meta, &query, shown), meta, view, selected })
+        let (writer, sorted) = (Writer::new(&meta, &query, shown), !query.sort.is_empty());
+        Ok(Answer { writer, meta, view, selected, sorted })
     }
 
     fn meta(&self, query: &Query, table: &Table, processes: usize, matched: usize) -> Meta {
@@ -297,7 +300,7 @@ impl Engine {
         let meta = self.meta(query, &view.context.table, count, matched);
         let meta = Meta { lost: lost.exits + lost.overruns, ..meta };
         let writer = Writer::new(&meta, query, parts_of(&read));
-        Ok(Answer { writer, meta, view, selected })
+        Ok(Answer { writer, meta, view, selected, sorted: !query.sort.is_empty() })
     }
 
     /// From now on it takes note of processes that begin and end. For servers: it starts a thread, and
@@ -708,6 +711,8 @@ pub struct Answer {
     view: View<Completer>,
     selected: Selected,
     writer: Writer,
+    /// Whether the query gives an order.
+    sorted: bool,
 }
 
 impl std::fmt::Debug for Answer {
@@ -799,6 +804,65 @@ impl Answer {
         let mut out = Vec::new();
         while self.write_next(format, &mut out) {}
         out
+    }
+
+    /// The answer as a delta: what has changed since `before`, or without it everything. With it comes
+    /// what to compare the next answer with. Its query must have plain rows.
+    pub(crate) fn into_delta(self, before: Option<&Seen>, hash: &CellHash) -> (Vec<u8>, Seen) {
+        let mut seen = Seen::default();
+        let known = before.map(Seen::by_id).unwrap_or_default();
+        let Selected::Rows(rows) = &self.selected else { return (Vec::new(), seen) };
+        let (mut written, mut cell) = (Vec::new(), Vec::new());
+        for index in rows {
+            let mut scratch = None;
+            let row = self.view.row_with(*index, self.writer.parts, &mut scratch);
+            let cells_before = known.get(&row.id());
+            let mut cells = Vec::with_capacity(self.writer.columns.len());
+            let began = written.len();
+            written.extend_from_slice(format!("{{\"id\":\"{}\"", row.id()).as_bytes());
+            let with_identity = written.len();
+            for (place, select) in self.writer.columns.iter().enumerate() {
+                let Select::Column(column) = select else { continue };
+                cell.clear();
+                let value = row::value(Column::at(*column), row, *index, &self.view.context);
+                write_value(&mut cell, &value);
+                cells.push(hash.of(&cell));
+                let is_same = cells_before.is_some_and(|before| before.get(place) == cells.last());
+                if is_same || *column == Column::Id.index() {
+                    continue;
+                }
+                // Behind the identity every key follows another.
+                written.push(b',');
+                written.extend_from_slice(&self.writer.keys[place][1..]);
+                written.extend_from_slice(&cell);
+            }
+            if written.len() > with_identity || cells_before.is_none() {
+                written.extend_from_slice(b"},");
+            } else {
+                written.truncate(began);
+            }
+            seen.push(row.id(), cells.into());
+        }
+        written.pop();
+        let Some(before) = before else {
+            let mut head = document(&self.meta);
+            head.pop();
+            let out = [&head, &br#","full":true,"rows":["#[..], &written, b"]}"].concat();
+            return (out, seen);
+        };
+        let texts = |ids: &[ProcessId]| ids.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let Meta { generation, as_of, scan_us, processes, matched, .. } = &self.meta;
+        let mut head = json!({
+            "generation": generation, "as_of": as_of, "scan_us": scan_us, "processes": processes,
+            "matched": matched, "full": false, "gone": texts(&before.gone(&seen)),
+        });
+        // Rows that are not sorted stand in the order of their numbers.
+        if self.sorted && !before.ids().eq(seen.ids()) {
+            head["order"] = json!(texts(&seen.ids().collect::<Vec<_>>()));
+        }
+        let mut head = document(&head);
+        head.pop();
+        ([&head, &br#","rows":["#[..], &written, b"]}"].concat(), seen)
     }
 
     fn write_row(&self, position: usize, out: &mut Vec<u8>) {
@@ -925,7 +989,10 @@ mod tests {
         let again = played.table(Duration::ZERO, Parts::EVERY_ROW).expect("a table");
         let names = |rows: &[Process]| rows.iter().map(|row| row.pid).collect::<Vec<_>>();
         assert_eq!(names(&again.rows), names(&rows));
-        assert_eq!((again.collector, again.parts), (CollectorKind::Recorded, Parts::EVERY_ROW));
+        assert_eq!(
+            (again.collector, again.parts),
+            (CollectorKind::Recorded, Parts::EVERY_ROW | Parts::END)
+        );
         assert!(again.rows[0].utime_ns >= rows[0].utime_ns);
     }
 

@@ -6,6 +6,7 @@
 
 mod cgroup;
 mod collect;
+mod delta;
 mod encode;
 mod engine;
 mod events;
@@ -23,7 +24,7 @@ pub use encode::escaped_json;
 pub use engine::{Answer, AskError, Engine, EngineConfig, Format, OpenError, Question};
 pub use events::{
     ENDED_BYTES_MAX, ENDED_MAX, EVENTS_AHEAD_MAX, Event, EventChoice, EventSource, EventsReport,
-    Identity, LIFE_LINE_BYTES_MAX, LIVING_BYTES_MAX, Life, Line, Losses, News, Used,
+    Identity, LIFE_LINE_BYTES_MAX, LIVING_BYTES_MAX, Life, Line, Losses, News, Used, event_ladder,
 };
 pub use http::chain;
 pub use row::rfc3339;

@@ -435,6 +435,9 @@ fn show(args: &Ps, plan: &Plan, source: &Source, out: &mut Output) -> Result<Exi
         Some(rows) => tell_missing(plan, &rows, out),
         None => Exit::Done,
     };
+    if let Some(asked) = &asked {
+        tell_lost(asked.lost(), out);
+    }
     Ok(asked.map_or(exit, |asked| asked.tell(exit, out)))
 }
 

@@ -186,6 +186,11 @@ pub(crate) fn begin(choice: EventChoice, engine: &Arc<Engine>) -> Attempt {
     }
 }
 
+/// What would become of each source now, the best first: each is tried, and let go.
+pub fn event_ladder() -> Vec<Rung> {
+    open(EventChoice::Auto).1
+}
+
 fn open(choice: EventChoice) -> (Option<Opened>, Vec<Rung>) {
     let mut opened = None;
     let mut ladder = Vec::new();
