@@ -20,7 +20,7 @@ pub struct ServeOptions {
     /// How to read the process table: auto, iter.s, iter or proc
     #[arg(long, value_name = "NAME", default_value = "auto")]
     collector: CollectorChoice,
-    /// Where to learn of processes that begin and end: auto, tracepoints or off
+    /// Where to learn of processes that begin and end: auto, tracepoints, connector or off
     #[arg(long, value_name = "NAME", default_value = "auto")]
     pub events: EventChoice,
     /// Name of this data centre in answers; `local` by default

@@ -165,6 +165,40 @@ fn of_ten_thousand_short_lives_none_is_missing_but_those_that_are_counted() {
     assert!(sum("time") <= sum("lifetime") + rounded, "one thread, one CPU");
 }
 
+/// The fallback: what it knows is true, and what it cannot know is null.
+#[test]
+fn the_connector_tells_how_processes_end() {
+    let Some(engine) = engine(EventSource::Connector) else { return };
+    let mut animal = Zoo::sleeper(&[b"by", b"connector"]);
+    let pid = animal.pid() as u32;
+    let lives = format!("pid == {pid}");
+    assert_eq!(ended(&engine, "pid", &lives).rows.len(), 0);
+    animal.kill();
+    let row = row_of(&engine, pid);
+    assert_eq!((&row["exit_signal"], &row["ppid"]), (&"KILL".into(), &std::process::id().into()));
+    assert!(row["cmdline"] == "by connector" || row["cmdline"].is_null(), "{row:?}");
+    let mut threaded = Zoo::threaded(8);
+    let pid = threaded.pid() as u32;
+    threaded.kill();
+    assert_eq!(row_of(&engine, pid)["exit_signal"], "KILL");
+    // Who is not waited for can still be read.
+    let mut child = Command::new("sh").args(["-c", "exit 9"]).spawn().expect("a shell");
+    let row = row_of(&engine, child.id());
+    assert_eq!((&row["exit_code"], &row["comm"]), (&9.into(), &"sh".into()));
+    assert!(row["time"].is_number() && row["start"].is_string() && row["max_rss"].is_null());
+    child.wait().expect("our own child");
+    // As many as were started, or it is said that some may be missing.
+    let burst = Zoo::burst(500, 0);
+    let filter = format!("ppid == {}", burst.pid);
+    let rows = until(
+        "all of them",
+        || ended(&engine, "exit_code", &filter),
+        |rows| rows.rows.len() == 500 || rows.meta.lost > 0,
+        |rows| format!("{} rows", rows.rows.len()),
+    );
+    assert!(rows.rows.iter().all(|row| row["exit_code"].is_number()));
+}
+
 #[test]
 fn a_process_of_many_threads_ends_once() {
     let Some(engine) = engine(EventSource::Tracepoints) else { return };

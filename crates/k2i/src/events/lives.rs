@@ -58,6 +58,8 @@ pub(crate) struct Lives {
     /// Of `ended`, those that are gone without one.
     untold: HashSet<Key>,
     reaps_lost: u64,
+    /// Whether the source tells reaps.
+    expects_reaps: bool,
     limits: Limits,
 }
 
@@ -101,8 +103,14 @@ impl Lives {
             looks: VecDeque::new(),
             untold: HashSet::new(),
             reaps_lost: 0,
+            expects_reaps: true,
             limits,
         }
+    }
+
+    /// From a source that tells no reaps.
+    pub(crate) fn without_reaps() -> Lives {
+        Lives { expects_reaps: false, ..Lives::default() }
     }
 
     /// Takes one record; the event that it makes, if it makes one.
@@ -114,6 +122,10 @@ impl Lives {
                 (EventKind::Exec, Arc::new(life))
             }
             Told::Exit(life) => (EventKind::Exit, self.ends(key, life)?),
+            Told::Fork => {
+                self.forget(key.tgid);
+                return None;
+            }
             Told::Reap(used) => {
                 let number = self.numbers.get(&key)?;
                 self.waiting.remove(&key);
@@ -163,13 +175,21 @@ impl Lives {
     }
 
     /// The life as a row; `None` if that was told before.
-    fn ends(&mut self, key: Key, mut life: Life) -> Option<Arc<Life>> {
-        if self.numbers.contains_key(&key) {
+    fn ends(&mut self, mut key: Key, mut life: Life) -> Option<Arc<Life>> {
+        if key.start_ns != 0 && self.numbers.contains_key(&key) {
             return None;
         }
         // Under the same number there may be an older process, whose exit was lost.
         let living = self.forget(key.tgid).filter(|living| key.is_of(living.id));
+        if key.start_ns == 0 {
+            // Its end is as good to tell it from others.
+            let start_ns = living.as_ref().map_or(0, |living| living.id.start_ns);
+            let ended_ns = life.end.map_or(0, |end| end.at_ns);
+            key.start_ns = if start_ns == 0 { ended_ns } else { start_ns };
+        }
         if let Some(Living { life: before, .. }) = living {
+            life.identity = life.identity.or(before.identity);
+            life.ids = life.ids.or(before.ids);
             life.line = life.line.or(before.line);
             life.cgroup = life.cgroup.or(before.cgroup);
         }
@@ -178,9 +198,11 @@ impl Lives {
         self.numbers.insert(key, self.first + self.ended.len() as u64);
         self.ended.push_back((key, Arc::clone(&life)));
         self.changes += 1;
-        self.waiting.insert(key);
-        let ended_ns = life.end.map_or(0, |end| end.at_ns);
-        self.looks.push_back((ended_ns + LOOK_AFTER_NS, key, life.pid));
+        if self.expects_reaps {
+            self.waiting.insert(key);
+            let ended_ns = life.end.map_or(0, |end| end.at_ns);
+            self.looks.push_back((ended_ns + LOOK_AFTER_NS, key, life.pid));
+        }
         while self.ended.len() > self.limits.ended || self.ended_bytes > self.limits.ended_bytes {
             let Some((key, oldest)) = self.ended.pop_front() else { break };
             self.ended_bytes -= oldest.len_bytes();
@@ -358,6 +380,26 @@ mod tests {
             let got = play(&mut lives, records);
             assert_eq!(got, (events.to_owned(), rows.to_owned()), "{name}");
         }
+    }
+
+    #[test]
+    fn a_source_that_knows_no_starts() {
+        let mut lives = Lives { expects_reaps: false, ..Lives::with(SMALL) };
+        let unknown = |pid, at_ns, told| record(pid, 0, at_ns, told);
+        let end = |at_ns| {
+            let end = Some(End { at_ns, status: 0, max_rss: None });
+            Told::Exit(Life { pid: 1, end, ..Life::default() })
+        };
+        // Its exec was read in time, its exit was not; then the number is used again, twice.
+        let first = [exec(1, 50, 60, "a"), unknown(1, 70, end(70))];
+        let more = [unknown(1, 80, Told::Fork), unknown(1, 90, end(90))];
+        let last = [exec(1, 95, 96, "lost"), unknown(1, 97, Told::Fork), unknown(1, 99, end(99))];
+        let (letters, rows) = play(&mut lives, first.into_iter().chain(more).chain(last));
+        assert_eq!(letters, "xe-ex-e");
+        assert_eq!(rows, "1:a:0:? 1:?:0:? 1:?:0:?");
+        let starts: Vec<_> = lives.ended().map(|life| life.identity.map(|i| i.start_ns)).collect();
+        assert_eq!(starts, [Some(50), None, None], "nothing is made up");
+        assert_eq!(lives.look_ns(), None, "no reap is waited for");
     }
 
     #[test]

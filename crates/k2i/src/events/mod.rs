@@ -8,6 +8,7 @@
 //! each listener's own queue what it was too slow for. Only servers take events: for one question it
 //! would not be worth their start.
 
+mod connector;
 mod life;
 mod lives;
 pub(crate) mod records;
@@ -27,6 +28,7 @@ use tokio::sync::broadcast;
 use crate::collect::Rung;
 use crate::engine::{Engine, boot_ns};
 use crate::table::Parts;
+use connector::Connector;
 pub use life::{Identity, LIFE_LINE_BYTES_MAX, Life, Line, Used};
 use lives::Lives;
 pub use lives::{ENDED_BYTES_MAX, ENDED_MAX, Event, LIVING_BYTES_MAX};
@@ -49,16 +51,19 @@ const BATCH_MAX: usize = 1_024;
 pub enum EventSource {
     /// BPF programs at the kernel's tracepoints: everything, lost records counted exactly.
     Tracepoints,
+    /// The kernel's proc connector: numbers, and what can still be read from `/proc`.
+    Connector,
 }
 
 impl EventSource {
     /// The ladder from the top.
-    pub const LADDER: [EventSource; 1] = [EventSource::Tracepoints];
+    pub const LADDER: [EventSource; 2] = [EventSource::Tracepoints, EventSource::Connector];
 
     /// Its name in answers and options.
     pub fn name(self) -> &'static str {
         match self {
             EventSource::Tracepoints => "tracepoints",
+            EventSource::Connector => "connector",
         }
     }
 }
@@ -144,7 +149,7 @@ struct Shared {
     tell: broadcast::Sender<News>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
     lives: Lives,
     lost: Losses,
@@ -160,6 +165,7 @@ impl Shared {
 /// A source that works.
 enum Opened {
     Tracepoints(Box<Tracepoints>),
+    Connector(Connector),
 }
 
 /// What became of the ladder.
@@ -222,12 +228,14 @@ impl Opened {
     fn try_open(source: EventSource) -> Result<Opened, String> {
         match source {
             EventSource::Tracepoints => Ok(Opened::Tracepoints(Box::new(Tracepoints::open()?))),
+            EventSource::Connector => Ok(Opened::Connector(Connector::open()?)),
         }
     }
 
     fn source(&self) -> EventSource {
         match self {
             Opened::Tracepoints(_) => EventSource::Tracepoints,
+            Opened::Connector(_) => EventSource::Connector,
         }
     }
 
@@ -235,6 +243,7 @@ impl Opened {
     fn wait(&self, stop: &OwnedFd, time_max: Option<Duration>) -> io::Result<bool> {
         let fd = match self {
             Opened::Tracepoints(tracepoints) => tracepoints.fd(),
+            Opened::Connector(connector) => connector.fd(),
         };
         wait(&[&fd], stop, time_max)
     }
@@ -254,6 +263,15 @@ impl Opened {
                 }
                 true
             }
+            Opened::Connector(connector) => {
+                for _ in 0..BATCH_MAX {
+                    match connector.next() {
+                        Some(record) => record.into_iter().for_each(&mut *take),
+                        None => return false,
+                    }
+                }
+                true
+            }
         }
     }
 
@@ -264,6 +282,9 @@ impl Opened {
                 let (execs, exits) = tracepoints.lost()?;
                 Ok(Losses { execs, exits, ..Losses::default() })
             }
+            Opened::Connector(connector) => {
+                Ok(Losses { overruns: connector.overruns, ..Losses::default() })
+            }
         }
     }
 
@@ -271,6 +292,8 @@ impl Opened {
     fn shares_numbers(&self) -> bool {
         match self {
             Opened::Tracepoints(tracepoints) => tracepoints.sees_machine,
+            // It tells nobody but who is in the first namespace.
+            Opened::Connector(_) => true,
         }
     }
 }
@@ -297,9 +320,13 @@ fn wait(
 impl Events {
     fn start(opened: Opened, ladder: Vec<Rung>, engine: &Arc<Engine>) -> io::Result<Events> {
         let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?);
+        let lives = match opened.source() {
+            EventSource::Tracepoints => Lives::default(),
+            EventSource::Connector => Lives::without_reaps(),
+        };
         let shared = Arc::new(Shared {
             source: opened.source(),
-            state: Mutex::default(),
+            state: Mutex::new(State { lives, lost: Losses::default() }),
             tell: broadcast::Sender::new(EVENTS_AHEAD_MAX),
         });
         look(&shared, &opened, engine);
@@ -444,6 +471,7 @@ mod tests {
             ("auto", Some(EventChoice::Auto)),
             ("off", Some(EventChoice::Off)),
             ("tracepoints", Some(EventChoice::Only(EventSource::Tracepoints))),
+            ("connector", Some(EventChoice::Only(EventSource::Connector))),
             ("", None),
             ("bpf", None),
         ];

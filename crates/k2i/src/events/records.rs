@@ -82,6 +82,7 @@ struct ReapEvent {
 pub(crate) struct Key {
     /// The process number in the first PID namespace of the machine.
     pub(crate) tgid: i32,
+    /// 0 from a source that did not get to know it.
     pub(crate) start_ns: u64,
 }
 
@@ -91,9 +92,13 @@ impl Key {
         ProcessId { pid: self.tgid, start_ns: self.start_ns }
     }
 
-    /// Whether it is of this process, whose start may be from `/proc`: in whole ticks.
+    /// Whether it may be of this process, where either start may be from `/proc`, in whole ticks, or
+    /// not known.
     pub(crate) fn is_of(self, id: ProcessId) -> bool {
-        self.id() == id || (id.start_ns.is_multiple_of(TICK_NS) && self.id().same(&id))
+        let rounded = |start_ns: u64| start_ns.is_multiple_of(TICK_NS);
+        let unknown = self.start_ns == 0 || id.start_ns == 0;
+        let same = (rounded(id.start_ns) || rounded(self.start_ns)) && self.id().same(&id);
+        self.id() == id || (self.tgid == id.pid && (unknown || same))
     }
 }
 
@@ -115,6 +120,8 @@ pub(crate) enum Told {
     Exit(Life),
     /// It is gone.
     Reap(Used),
+    /// A process begins under this number; whoever had it is gone.
+    Fork,
 }
 
 /// Not what `events.bpf.c` writes: a bug of ours.
