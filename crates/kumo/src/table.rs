@@ -44,7 +44,15 @@ pub struct Column {
 impl Column {
     /// The columns of the answer to `query`.
     pub fn of(query: &Query) -> Vec<Column> {
-        query.columns.iter().map(|select| Column::new(select, &PROC)).collect()
+        let column = |select: &Select| {
+            let column = Column::new(select, &PROC);
+            match column.base {
+                // Minutes and seconds say nothing of a life of milliseconds.
+                Some("time") if query.ended => Column { base: Some("lifetime"), ..column },
+                _ => column,
+            }
+        };
+        query.columns.iter().map(column).collect()
     }
 
     /// The column of the host, `tokyo/a`.
