@@ -28,6 +28,14 @@ pub struct Meta {
     pub matched: u64,
     /// The names of the columns, in order.
     pub columns: Vec<String>,
+    /// How many rows are missing at least, of processes that ended: their events were lost.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub lost: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands over a reference")]
+pub(crate) fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// A whole answer.

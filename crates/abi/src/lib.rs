@@ -7,6 +7,7 @@ mod answer;
 pub mod call;
 pub mod cluster;
 pub mod control;
+pub mod events;
 pub mod filter;
 pub mod frame;
 pub mod hosts;

@@ -50,6 +50,9 @@ pub struct Answered {
     pub processes: u64,
     /// Those that the filter let through.
     pub matched: u64,
+    /// How many rows are missing at least; see [`Meta`](crate::Meta).
+    #[serde(default, skip_serializing_if = "crate::answer::is_zero")]
+    pub lost: u64,
 }
 
 impl Speaker for Answered {
@@ -145,6 +148,7 @@ impl Plan {
             sort: plain(&text.sort),
             limit: plain(&text.limit),
             group: (!group.is_empty()).then(|| names(&group)),
+            ended: text.ended,
         };
         Ok(Plan { query, for_hosts, sent, kept })
     }

@@ -130,6 +130,12 @@ columns! {
     OomScore "oom_score" ["oom"] Int None "OOM" "Score of the OOM killer, 0 to 2000; the highest dies first";
     BlockedOn "blocked_on" ["blocked"] Text None "BLOCKED ON" "Call whose reply it waits for longest, as SERVICE/METHOD on DC/HOST, and how many more; null for none";
     Wchan "wchan" [] Text None "WCHAN" "Kernel function that it sleeps in; null when running or not readable";
+    EndedAt "ended_at" ["ended"] Text None "ENDED" "When its last thread ended, RFC 3339 with microseconds, UTC; null while it lives";
+    Lifetime "lifetime" ["life"] Float Seconds "LIFETIME" "Time from its start to its end; null while it lives";
+    ExitCode "exit_code" ["exit"] Int None "EXIT" "What it returned at its end, 0 to 255; null while it lives, and when a signal ended it";
+    ExitSignal "exit_signal" ["signal"] Text None "SIGNAL" "Signal that ended it, such as KILL; null while it lives, and when it ended by itself";
+    MaxRss "max_rss" ["maxrss"] Int Bytes "MAXRSS" "Most resident memory it had, as wait4 tells it, the time before its exec included; known of ended processes";
+    CmdlineCut "cmdline_cut" [] Bool None "CUT" "Whether the command line is only its beginning: of an ended process at most 512 bytes are kept";
 }
 
 impl Column {
@@ -152,3 +158,7 @@ impl Column {
 /// The columns of an answer when a query names none: those of `ps auwx`, and identity.
 pub const COLUMNS_DEFAULT: &str =
     "pid,ppid,user,cpu,mem,vsize,rss,tty,stat,start,time,comm,cmdline";
+
+/// The same for processes that have ended.
+pub const COLUMNS_ENDED_DEFAULT: &str =
+    "pid,ppid,user,exit_code,exit_signal,lifetime,time,max_rss,ended_at,comm,cmdline";

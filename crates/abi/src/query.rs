@@ -7,6 +7,7 @@ use crate::filter::{Filter, FilterError};
 use crate::limits::{
     QUERY_COLUMNS_MAX, QUERY_GROUP_COLUMNS_MAX, QUERY_SORT_KEYS_MAX, QUERY_TEXT_BYTES_MAX,
 };
+use crate::proc::COLUMNS_ENDED_DEFAULT;
 use crate::schema::{ColumnIndex, Schema};
 
 /// A query as people and programs write it; every part may be absent.
@@ -29,6 +30,14 @@ pub struct QueryText {
     /// Columns to group by, separated by commas.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group: Option<String>,
+    /// The processes that have ended, as far as they are remembered, in place of those that live.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub ended: bool,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands over a reference")]
+fn is_false(flag: &bool) -> bool {
+    !flag
 }
 
 /// One column of an answer.
@@ -88,6 +97,8 @@ pub struct Query {
     pub limit: Option<u32>,
     /// What to group by; empty together with aggregates in `columns` makes one group of all rows.
     pub group: Vec<ColumnIndex>,
+    /// Of processes that have ended, in place of those that live.
+    pub ended: bool,
 }
 
 /// Why a query was refused. Nothing was read.
@@ -158,7 +169,8 @@ fn hint(closest: Option<&'static str>) -> String {
 }
 
 impl Query {
-    /// Checks `text` against `schema`; `default_columns` are those of a query that names none.
+    /// Checks `text` against `schema`; `default_columns` are those of a query that names none, but for
+    /// one of ended processes, which has [`COLUMNS_ENDED_DEFAULT`].
     ///
     /// # Errors
     /// What is wrong and how to write it; see [`QueryError`].
@@ -167,6 +179,7 @@ impl Query {
         schema: &'static Schema,
         default_columns: &str,
     ) -> Result<Query, QueryError> {
+        let default_columns = if text.ended { COLUMNS_ENDED_DEFAULT } else { default_columns };
         let group = parse_group(text.group.as_deref(), schema)?;
         let columns = parse_columns(text, schema, &group, default_columns)?;
         let aggregated = columns.iter().any(|select| matches!(select, Select::Aggregate(_)));
@@ -177,7 +190,8 @@ impl Query {
                 return Err(QueryError::NotGrouped(select.name(schema)));
             }
         }
-        let mut query = Query { columns, filter: None, sort: Vec::new(), limit: None, group };
+        let (filter, sort, limit, ended) = (None, Vec::new(), None, text.ended);
+        let mut query = Query { columns, filter, sort, limit, group, ended };
         query.sort = parse_sort(text.sort.as_deref(), schema, &query)?;
         query.limit = text.limit.as_deref().map(parse_limit).transpose()?;
         if let Some(filter) = text.filter.as_deref().filter(|filter| !filter.trim().is_empty()) {
@@ -357,6 +371,7 @@ mod tests {
             sort: some(sort),
             limit: some(limit),
             group: some(group),
+            ended: false,
         };
         Query::parse(&text, &PROC, COLUMNS_DEFAULT)
     }

@@ -62,7 +62,7 @@ impl Unit {
 }
 
 /// One column.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct ColumnSpec {
     /// Its name in queries, filters and JSON.
     pub name: &'static str,

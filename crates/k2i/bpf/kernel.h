@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR MIT) */
 /*
- * The kernel's types, as far as the iterators read them. Only names matter: each access is relocated
+ * The kernel's types, as far as our programs read them. Only names matter: each access is relocated
  * to the running kernel's layout when the program is loaded (CO-RE), so that this file, and the
  * object made from it, do not depend on the kernel that they were built on.
  *
@@ -141,8 +141,15 @@ struct tty_struct___old {
 /* Indices of signal_struct.pids. */
 enum { PIDTYPE_TGID = 1, PIDTYPE_PGID = 2, PIDTYPE_SID = 3 };
 
+typedef struct {
+	int counter;
+} atomic_t;
+
 struct signal_struct {
+	atomic_t live;
 	int nr_threads;
+	int group_exit_code;
+	unsigned int flags;
 	struct pid *pids[4];
 	struct tty_struct *tty;
 	__u64 utime;
@@ -156,6 +163,7 @@ struct signal_struct {
 	unsigned long maj_flt;
 	unsigned long cmin_flt;
 	unsigned long cmaj_flt;
+	unsigned long maxrss;
 	struct task_io_accounting ioac;
 	unsigned long long sum_sched_runtime;
 	struct rlimit rlim[16];
@@ -250,11 +258,13 @@ struct task_struct {
 	struct sched_info sched_info;
 	struct mm_struct *mm;
 	int exit_state;
+	int exit_code;
 	int exit_signal;
 	int pid;
 	int tgid;
 	unsigned long atomic_flags;
 	struct task_struct *real_parent;
+	struct task_struct *group_leader;
 	struct pid *thread_pid;
 	void *worker_private;
 	__u64 utime;

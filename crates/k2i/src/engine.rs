@@ -14,9 +14,13 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwapOption;
 use kumo_abi::proc::{Column, PROC};
 use kumo_abi::{Meta, ProcessId, Query, Select, TICK_NS};
+use serde_json::json;
+use tokio::sync::broadcast;
 
 use crate::collect::{Collector, CollectorChoice, CollectorKind, ProcFs, Rung, Scan};
+use crate::delta::{CellHash, Seen};
 use crate::encode::{document, write_value};
+use crate::events::{self, Attempt, EventChoice, Events, EventsReport, News};
 use crate::names::NameCache;
 use crate::row::{self, Context, rfc3339};
 use crate::select::{Selected, View, parts_of};
@@ -77,6 +81,9 @@ pub enum AskError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// Nobody has taken note of those that ended.
+    #[error("this host does not know which processes have ended: {0}")]
+    NoEvents(String),
 }
 
 /// What to answer, of which processes, and how fresh.
@@ -132,6 +139,8 @@ pub struct Engine {
     memory_bytes: u64,
     blocked: Blocked,
     opened: Instant,
+    /// Set once, by servers.
+    events: OnceLock<Attempt>,
     /// When somebody last asked, milliseconds after `opened`.
     asked_ms: AtomicU64,
 }
@@ -235,6 +244,7 @@ impl Engine {
             memory_bytes: system.totalram as u64 * u64::from(system.mem_unit),
             blocked: Blocked::default(),
             opened: Instant::now(),
+            events: OnceLock::new(),
             asked_ms: AtomicU64::new(0),
             config,
         })
@@ -246,6 +256,9 @@ impl Engine {
     /// # Errors
     /// See [`AskError`].
     pub fn ask(&self, question: Question) -> Result<Answer, AskError> {
+        if question.query.ended {
+            return self.ask_ended(&question.query);
+        }
         let Question { query, pids, max_age } = question;
         let read = query.columns_read();
         let shown = parts_of(&read);
@@ -267,10 +280,16 @@ impl Engine {
             Some(_) if !self.cheap => self.current.load().as_ref().map_or(0, |t| t.rows.len()),
             _ => table.rows.len(),
         };
-        let mut view = View::new(self.context(table, &read), Completer(self.proc.clone()));
+        let completer = Completer(Some(self.proc.clone()));
+        let mut view = View::new(self.context(table, &read), completer);
         let (selected, matched) = view.select(&query, candidates);
-        let table = &view.context.table;
-        let meta = Meta {
+        let meta = self.meta(&query, &view.context.table, processes, matched);
+        let (writer, sorted) = (Writer::new(&meta, &query, shown), !query.sort.is_empty());
+        Ok(Answer { writer, meta, view, selected, sorted })
+    }
+
+    fn meta(&self, query: &Query, table: &Table, processes: usize, matched: usize) -> Meta {
+        Meta {
             dc: self.config.dc.clone(),
             host: self.config.host.clone(),
             boot_id: self.boot_id.clone(),
@@ -281,8 +300,75 @@ impl Engine {
             processes: processes.max(matched) as u64,
             matched: matched as u64,
             columns: query.columns.iter().map(|select| select.name(&PROC)).collect(),
-        };
-        Ok(Answer { writer: Writer::new(&meta, &query, shown), meta, view, selected })
+            lost: 0,
+        }
+    }
+
+    /// The same of processes that have ended, as far as they are remembered.
+    fn ask_ended(&self, query: &Query) -> Result<Answer, AskError> {
+        let events = self.taken().map_err(AskError::NoEvents)?;
+        let clock = Clock::now();
+        let (lives, changes, lost) = events.ended();
+        let rows: Vec<_> = lives.iter().map(|life| life.row()).collect();
+        let collector = CollectorKind::Events(events.source());
+        // What a row lacks nobody can tell any more.
+        let table = Arc::new(clock.table(changes, collector, rows, Parts::ALL, None));
+        let read = query.columns_read();
+        let count = table.rows.len();
+        let mut view = View::new(self.context(table, &read), Completer(None));
+        let (selected, matched) = view.select(query, (0..count).collect());
+        let meta = self.meta(query, &view.context.table, count, matched);
+        let meta = Meta { lost: lost.exits + lost.overruns, ..meta };
+        let writer = Writer::new(&meta, query, parts_of(&read));
+        Ok(Answer { writer, meta, view, selected, sorted: !query.sort.is_empty() })
+    }
+
+    /// From now on it takes note of processes that begin and end. For servers: it starts a thread, and
+    /// takes a third of a second. Once; what is asked for later changes nothing.
+    pub fn take_events(self: &Arc<Engine>, choice: EventChoice) {
+        self.events.get_or_init(|| events::begin(choice, self));
+    }
+
+    /// Events from now on, for whoever wants to react to them: bounded by
+    /// [`EVENTS_AHEAD_MAX`](crate::EVENTS_AHEAD_MAX), and who is slower learns how many he missed.
+    ///
+    /// # Errors
+    /// [`AskError::NoEvents`].
+    pub fn events(&self) -> Result<broadcast::Receiver<News>, AskError> {
+        self.taken().map(Events::listen).map_err(AskError::NoEvents)
+    }
+
+    /// What there is to say about events.
+    pub fn events_report(&self) -> EventsReport {
+        match self.events.get() {
+            Some(Attempt { events: Some(events), .. }) => events.report(),
+            Some(Attempt { ladder, .. }) => {
+                EventsReport { ladder: ladder.clone(), ..EventsReport::default() }
+            }
+            None => EventsReport::default(),
+        }
+    }
+
+    fn taken(&self) -> Result<&Events, String> {
+        let attempt =
+            self.events.get().ok_or("only a server takes note of it; `kumo up` starts one")?;
+        attempt.events.as_ref().ok_or_else(|| {
+            let why: Vec<_> = attempt
+                .ladder
+                .iter()
+                .map(|rung| format!("{}: {}", rung.collector, rung.why))
+                .collect();
+            why.join("; ")
+        })
+    }
+
+    /// What an event's values are made from beside its process.
+    pub(crate) fn event_context(&self, columns: &[Column], life: &Process) -> Context {
+        let clock = Clock::now();
+        let collector = CollectorKind::Recorded;
+        let table = clock.table(0, collector, vec![life.clone()], Parts::ALL, None);
+        let columns: Vec<_> = columns.iter().map(|column| column.index()).collect();
+        self.context(Arc::new(table), &columns)
     }
 
     /// A table that is fresh enough and has at least `parts` (where they can be read), but for
@@ -348,6 +434,11 @@ impl Engine {
     /// Fetches `parts` that `row` lacks from `/proc`. What cannot be read stays absent.
     pub fn complete(&self, row: &mut Process, parts: Parts) {
         self.proc.complete(row, parts);
+    }
+
+    /// Whether this process is there, be it as a zombie.
+    pub(crate) fn is_there(&self, id: ProcessId) -> bool {
+        self.proc.one(id.pid, Parts::STAT).is_some_and(|row| row.id().same(&id))
     }
 
     /// The name of a user id; its number if it has none.
@@ -551,14 +642,16 @@ impl Clock {
             began_unix_ns: self.unix_ns,
             began_boot_ns: self.boot_ns,
             scan_us: self.began.elapsed().as_micros() as u64,
-            parts: if cpu_percent.is_some() { parts | Parts::CPU } else { parts },
+            // How a process that lives ended need not be looked for anywhere.
+            parts: if cpu_percent.is_some() { parts | Parts::CPU } else { parts } | Parts::END,
             rows,
             cpu_percent,
         }
     }
 }
 
-fn boot_ns() -> u64 {
+/// Nanoseconds of boot time.
+pub(crate) fn boot_ns() -> u64 {
     timespec_ns(rustix::time::clock_gettime(rustix::time::ClockId::Boottime))
 }
 
@@ -640,7 +733,7 @@ impl Baselines {
 
 /// Fetches what a row lacks; outlives the engine if an answer does.
 #[derive(Debug)]
-struct Completer(Arc<ProcFs>);
+struct Completer(Option<Arc<ProcFs>>);
 
 /// An answer, written bit by bit so that a large one needs no large buffer.
 pub struct Answer {
@@ -649,6 +742,8 @@ pub struct Answer {
     view: View<Completer>,
     selected: Selected,
     writer: Writer,
+    /// Whether the query gives an order.
+    sorted: bool,
 }
 
 impl std::fmt::Debug for Answer {
@@ -662,7 +757,9 @@ impl std::fmt::Debug for Answer {
 
 impl crate::select::Complete for Completer {
     fn complete(&self, row: &mut Process, parts: Parts) {
-        self.0.complete(row, parts);
+        if let Some(proc) = &self.0 {
+            proc.complete(row, parts);
+        }
     }
 }
 
@@ -738,6 +835,65 @@ impl Answer {
         let mut out = Vec::new();
         while self.write_next(format, &mut out) {}
         out
+    }
+
+    /// The answer as a delta: what has changed since `before`, or without it everything. With it comes
+    /// what to compare the next answer with. Its query must have plain rows.
+    pub(crate) fn into_delta(self, before: Option<&Seen>, hash: &CellHash) -> (Vec<u8>, Seen) {
+        let mut seen = Seen::default();
+        let known = before.map(Seen::by_id).unwrap_or_default();
+        let Selected::Rows(rows) = &self.selected else { return (Vec::new(), seen) };
+        let (mut written, mut cell) = (Vec::new(), Vec::new());
+        for index in rows {
+            let mut scratch = None;
+            let row = self.view.row_with(*index, self.writer.parts, &mut scratch);
+            let cells_before = known.get(&row.id());
+            let mut cells = Vec::with_capacity(self.writer.columns.len());
+            let began = written.len();
+            written.extend_from_slice(format!("{{\"id\":\"{}\"", row.id()).as_bytes());
+            let with_identity = written.len();
+            for (place, select) in self.writer.columns.iter().enumerate() {
+                let Select::Column(column) = select else { continue };
+                cell.clear();
+                let value = row::value(Column::at(*column), row, *index, &self.view.context);
+                write_value(&mut cell, &value);
+                cells.push(hash.of(&cell));
+                let is_same = cells_before.is_some_and(|before| before.get(place) == cells.last());
+                if is_same || *column == Column::Id.index() {
+                    continue;
+                }
+                // Behind the identity every key follows another.
+                written.push(b',');
+                written.extend_from_slice(&self.writer.keys[place][1..]);
+                written.extend_from_slice(&cell);
+            }
+            if written.len() > with_identity || cells_before.is_none() {
+                written.extend_from_slice(b"},");
+            } else {
+                written.truncate(began);
+            }
+            seen.push(row.id(), cells.into());
+        }
+        written.pop();
+        let Some(before) = before else {
+            let mut head = document(&self.meta);
+            head.pop();
+            let out = [&head, &br#","full":true,"rows":["#[..], &written, b"]}"].concat();
+            return (out, seen);
+        };
+        let texts = |ids: &[ProcessId]| ids.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let Meta { generation, as_of, scan_us, processes, matched, .. } = &self.meta;
+        let mut head = json!({
+            "generation": generation, "as_of": as_of, "scan_us": scan_us, "processes": processes,
+            "matched": matched, "full": false, "gone": texts(&before.gone(&seen)),
+        });
+        // Rows that are not sorted stand in the order of their numbers.
+        if self.sorted && !before.ids().eq(seen.ids()) {
+            head["order"] = json!(texts(&seen.ids().collect::<Vec<_>>()));
+        }
+        let mut head = document(&head);
+        head.pop();
+        ([&head, &br#","rows":["#[..], &written, b"]}"].concat(), seen)
     }
 
     fn write_row(&self, position: usize, out: &mut Vec<u8>) {
@@ -864,7 +1020,10 @@ mod tests {
         let again = played.table(Duration::ZERO, Parts::EVERY_ROW).expect("a table");
         let names = |rows: &[Process]| rows.iter().map(|row| row.pid).collect::<Vec<_>>();
         assert_eq!(names(&again.rows), names(&rows));
-        assert_eq!((again.collector, again.parts), (CollectorKind::Recorded, Parts::EVERY_ROW));
+        assert_eq!(
+            (again.collector, again.parts),
+            (CollectorKind::Recorded, Parts::EVERY_ROW | Parts::END)
+        );
         assert!(again.rows[0].utime_ns >= rows[0].utime_ns);
     }
 

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::collect::Rung;
 use crate::engine::{AskError, Engine};
+use crate::events::EventsReport;
 use crate::row::rfc3339;
 use crate::table::Parts;
 
@@ -43,6 +44,9 @@ pub struct HostReport {
     pub collector: String,
     /// What became of each rung of the collector ladder, from the top, and why.
     pub ladder: Vec<Rung>,
+    /// What there is to say about processes that begin and end.
+    #[serde(default)]
+    pub events: EventsReport,
 }
 
 /// The kernel of a host, as `uname` tells it.
@@ -285,6 +289,7 @@ impl HostReport {
                 .map(|rung| rung.collector.clone())
                 .unwrap_or_default(),
             ladder,
+            events: engine.events_report(),
         })
     }
 }

@@ -6,8 +6,10 @@
 
 mod cgroup;
 mod collect;
+mod delta;
 mod encode;
 mod engine;
+mod events;
 pub mod host;
 pub mod http;
 mod names;
@@ -20,6 +22,10 @@ mod table;
 pub use collect::{CollectorChoice, CollectorKind, Rung};
 pub use encode::escaped_json;
 pub use engine::{Answer, AskError, BlockedOn, Engine, EngineConfig, Format, OpenError, Question};
+pub use events::{
+    ENDED_BYTES_MAX, ENDED_MAX, EVENTS_AHEAD_MAX, Event, EventChoice, EventSource, EventsReport,
+    Identity, LIFE_LINE_BYTES_MAX, LIVING_BYTES_MAX, Life, Line, Losses, News, Used, event_ladder,
+};
 pub use http::chain;
 pub use row::rfc3339;
-pub use table::{CommandLine, Parts, Process, Table};
+pub use table::{Comm, CommandLine, End, Ids, Io, Parts, Process, Table};

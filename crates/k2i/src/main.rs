@@ -73,6 +73,7 @@ fn run(options: Options) -> Result<(), Box<dyn Error>> {
     }
     let tls = files.as_ref().map(load).transpose()?;
     let engine = Arc::new(Engine::open(options.serve.engine())?);
+    engine.take_events(options.serve.events);
     let collector = engine.rungs().into_iter().find(|rung| rung.chosen);
     let collector = collector.map_or_else(String::new, |rung| rung.collector);
 

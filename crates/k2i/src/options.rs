@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use crate::collect::CollectorChoice;
 use crate::engine::EngineConfig;
+use crate::events::EventChoice;
 use crate::host::host_name;
 use crate::http::tls::TlsFiles;
 
@@ -19,6 +20,9 @@ pub struct ServeOptions {
     /// How to read the process table: auto, iter.s, iter or proc
     #[arg(long, value_name = "NAME", default_value = "auto")]
     collector: CollectorChoice,
+    /// Where to learn of processes that begin and end: auto, tracepoints, connector or off
+    #[arg(long, value_name = "NAME", default_value = "auto")]
+    pub events: EventChoice,
     /// Name of this data centre in answers; `local` by default
     #[arg(long, value_name = "NAME", value_parser = parse_name)]
     pub dc: Option<String>,

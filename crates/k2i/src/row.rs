@@ -9,7 +9,8 @@ use kumo_abi::proc::Column;
 
 use crate::cgroup::{self, Placement};
 use crate::engine::BlockedOn;
-use crate::table::{Parts, Process, Table};
+use crate::signal::Signal;
+use crate::table::{End, Parts, Process, Table};
 
 /// Names of ids.
 pub(crate) type Names = HashMap<u32, Arc<str>>;
@@ -28,21 +29,18 @@ pub(crate) struct Context {
     pub(crate) memory_bytes: u64,
 }
 
-/// The parts that a column's value is made from, beside [`Parts::STAT`].
+/// The parts that a column's value is made from.
 pub(crate) fn parts(column: Column) -> Parts {
     use Column as C;
     match column {
-        C::Dc
-        | C::Host
-        | C::Id
-        | C::Pid
-        | C::Ppid
-        | C::Pgrp
+        C::Dc | C::Host | C::Pid | C::Ppid => Parts::NONE,
+        C::Id | C::Start | C::Comm | C::Kernel => Parts::IDENTITY,
+        C::Time | C::Utime | C::Stime | C::Minflt | C::Majflt => Parts::TIMES,
+        C::Pgrp
         | C::Session
         | C::Tty
         | C::Tpgid
         | C::State
-        | C::Kernel
         | C::Threads
         | C::Nice
         | C::Priority
@@ -50,35 +48,21 @@ pub(crate) fn parts(column: Column) -> Parts {
         | C::Policy
         | C::Processor
         | C::Flags
-        | C::Start
         | C::Elapsed
         | C::Cpu
         | C::Pcpu
-        | C::Time
-        | C::Utime
-        | C::Stime
         | C::Cutime
         | C::Cstime
-        | C::Minflt
-        | C::Majflt
         | C::Cminflt
         | C::Cmajflt
-        | C::Vsize
-        | C::Comm
-        | C::BlockedOn => Parts::NONE,
+        | C::Vsize => Parts::STAT,
+        C::BlockedOn => Parts::NONE,
         C::User | C::Euid | C::Group | C::Egid => Parts::OWNER,
-        C::Stat => Parts::LOCKED,
-        C::Ruser
-        | C::Uid
-        | C::Suid
-        | C::Fsuid
-        | C::Rgroup
-        | C::Gid
-        | C::Sgid
-        | C::Fsgid
-        | C::Swap
-        | C::Locked
-        | C::Stack => Parts::STATUS,
+        C::Stat => Parts::STAT | Parts::LOCKED,
+        C::Ruser | C::Uid | C::Suid | C::Fsuid | C::Rgroup | C::Gid | C::Sgid | C::Fsgid => {
+            Parts::IDS
+        }
+        C::Swap | C::Locked | C::Stack => Parts::STATUS,
         C::Nspid
         | C::CapEff
         | C::CapPrm
@@ -90,7 +74,7 @@ pub(crate) fn parts(column: Column) -> Parts {
         C::Rss | C::Anon | C::Shared | C::Mem | C::Data | C::Text => Parts::MEMORY,
         C::ReadBytes | C::WriteBytes | C::Rchar | C::Wchar => Parts::IO,
         C::RunDelay | C::Vcsw | C::Ivcsw => Parts::THREADS,
-        C::Cmdline | C::Argv => Parts::CMDLINE,
+        C::Cmdline | C::Argv | C::CmdlineCut => Parts::CMDLINE,
         C::Cgroup
         | C::Container
         | C::ContainerRuntime
@@ -112,6 +96,8 @@ pub(crate) fn parts(column: Column) -> Parts {
         C::Root => Parts::ROOT,
         C::OomScore => Parts::OOM_SCORE,
         C::Wchan => Parts::WCHAN,
+        C::EndedAt | C::ExitCode | C::ExitSignal | C::MaxRss => Parts::END,
+        C::Lifetime => Parts::END | Parts::IDENTITY,
     }
 }
 
@@ -162,11 +148,7 @@ pub(crate) fn value<'a>(
         C::Policy => Value::text(policy_name(row.policy)),
         C::Processor => int(row.processor),
         C::Flags => int(row.flags),
-        C::Start => {
-            let table = &context.table;
-            let age_ns = i128::from(table.began_boot_ns) - i128::from(row.start_ns);
-            Value::owned_text(rfc3339(i128::from(table.began_unix_ns) - age_ns))
-        }
+        C::Start => moment(row.start_ns, &context.table),
         C::Elapsed => seconds(context.table.began_boot_ns.saturating_sub(row.start_ns)),
         C::Cpu => match context.table.cpu_percent.as_ref().map(|percents| percents[index]) {
             Some(percent) if !percent.is_nan() => Value::Float(two_places(percent)),
@@ -254,7 +236,32 @@ pub(crate) fn value<'a>(
         }),
         C::NoNewPrivs => Value::Bool(row.no_new_privs),
         C::OomAdj => int(row.oom_score_adj),
+        C::EndedAt | C::Lifetime | C::ExitCode | C::ExitSignal | C::MaxRss => {
+            row.end.as_deref().map_or(Value::Null, |end| ending(column, row, end, &context.table))
+        }
+        C::CmdlineCut => Value::Bool(row.cmdline_cut),
     }
+}
+
+/// The value of a column about the end of a process.
+fn ending<'a>(column: Column, row: &Process, end: &End, table: &Table) -> Value<'a> {
+    match column {
+        Column::EndedAt => moment(end.at_ns, table),
+        Column::Lifetime => seconds(end.at_ns.saturating_sub(row.start_ns)),
+        Column::ExitCode => end.code().map_or(Value::Null, int),
+        Column::ExitSignal => end.signal().map_or(Value::Null, |number| {
+            let name = Signal::from_number(number).map(|signal| signal.to_string());
+            Value::owned_text(name.unwrap_or_else(|| number.to_string()))
+        }),
+        Column::MaxRss => end.max_rss.map_or(Value::Null, count),
+        _ => Value::Null,
+    }
+}
+
+/// A moment of boot time on the wall clock, as it was when the table was made.
+pub(crate) fn moment<'a>(boot_ns: u64, table: &Table) -> Value<'a> {
+    let age_ns = i128::from(table.began_boot_ns) - i128::from(boot_ns);
+    Value::owned_text(rfc3339(i128::from(table.began_unix_ns) - age_ns))
 }
 
 fn int<'a>(number: impl Into<i64>) -> Value<'a> {
@@ -304,6 +311,9 @@ fn command_line(row: &Process) -> Value<'_> {
         let defunct: &[u8] = if row.state == b'Z' { b" <defunct>" } else { b"" };
         return Value::owned_text([b"[", row.comm.as_bytes(), b"]", defunct].concat());
     };
+    if row.cmdline_cut {
+        return Value::owned_text([line.joined(), "…".as_bytes()].concat());
+    }
     Value::text(line.joined())
 }
 

@@ -366,6 +366,7 @@ mod tests {
             sort: some(sort),
             limit: some(limit),
             group: some(group),
+            ended: false,
         };
         let query = Query::parse(&text, &PROC, COLUMNS_DEFAULT).expect("a good query");
         let mut view = view();

@@ -20,12 +20,12 @@ pub struct Parts(u32);
 impl Parts {
     /// Nothing.
     pub const NONE: Parts = Parts(0);
-    /// `stat`: numbers, state, times, faults. Every row has it.
-    pub const STAT: Parts = Parts(1);
+    /// `stat`: numbers, state, times, faults. Every row of a process that lives has it.
+    pub const STAT: Parts = Parts(1 | Self::IDENTITY.0 | Self::TIMES.0);
     /// `statm` and its like: exact resident memory and its kinds.
     pub const MEMORY: Parts = Parts(1 << 1);
     /// `status`, first part: user and group ids, swap, locked memory, stack.
-    pub const STATUS: Parts = Parts(1 << 2);
+    pub const STATUS: Parts = Parts(1 << 2 | Self::IDS.0);
     /// `io`. Needs the right to trace the process.
     pub const IO: Parts = Parts(1 << 3);
     /// Summed over `task/*`: the run-queue delay of `schedstat`, the context switches of `status`.
@@ -56,9 +56,25 @@ impl Parts {
     pub const LOCKED: Parts = Parts(1 << 16);
     /// CPU use since an earlier reading; of a table, not of a row.
     pub const CPU: Parts = Parts(1 << 17);
+    /// Of `stat`: start, name, whether it is a kernel thread.
+    pub const IDENTITY: Parts = Parts(1 << 18);
+    /// Of `stat`: CPU times and faults.
+    pub const TIMES: Parts = Parts(1 << 19);
+    /// Of `status`: user and group ids.
+    pub const IDS: Parts = Parts(1 << 20);
+    /// How it ended. No process that lives has it.
+    pub const END: Parts = Parts(1 << 21);
+    /// Everything.
+    pub const ALL: Parts = Parts(u32::MAX);
     /// All that a scan can bring for every row.
-    pub const EVERY_ROW: Parts =
-        Parts(((Self::CGROUP.0 << 1) - 1) | Self::SECURITY.0 | Self::OWNER.0 | Self::LOCKED.0);
+    pub const EVERY_ROW: Parts = Parts(
+        ((Self::CGROUP.0 << 1) - 1)
+            | Self::STAT.0
+            | Self::STATUS.0
+            | Self::SECURITY.0
+            | Self::OWNER.0
+            | Self::LOCKED.0,
+    );
     /// What the BPF collectors bring with every scan.
     pub const BASE: Parts =
         Parts(Self::STAT.0 | Self::MEMORY.0 | Self::STATUS.0 | Self::OWNER.0 | Self::LOCKED.0);
@@ -285,8 +301,12 @@ pub struct Process {
     pub cmdline: Option<CommandLine>,
     /// The command line is there but longer than [`CMDLINE_KEPT_BYTES_MAX`]: a fetch brings it.
     pub cmdline_long: bool,
+    /// The command line is the beginning of a longer one, which nobody has any more.
+    pub cmdline_cut: bool,
     /// [`Parts::CGROUP`]: the text of `/proc/<pid>/cgroup`, shared by all in the same groups.
     pub cgroup: Option<Arc<[u8]>>,
+    /// [`Parts::END`].
+    pub end: Option<Box<End>>,
     /// [`Parts::EXE`] and what else is fetched for single rows; shared, as rows are copied.
     pub late: Option<Arc<Late>>,
 }
@@ -304,6 +324,30 @@ pub struct Late {
     pub oom_score: Option<i32>,
     /// [`Parts::WCHAN`].
     pub wchan: Option<Box<[u8]>>,
+}
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct End {
+    /// When its last thread ended, nanoseconds of boot time.
+    pub at_ns: u64,
+    /// As `wait(2)` gives it.
+    pub status: u32,
+    /// Most resident memory, bytes, as `wait4(2)` gives it: what it had before its exec counts too.
+    /// `None` where nobody told.
+    pub max_rss: Option<u64>,
+}
+
+impl End {
+    /// What it returned; `None` when a signal ended it.
+    pub fn code(&self) -> Option<u8> {
+        (self.status & 0x7f == 0).then_some((self.status >> 8) as u8)
+    }
+
+    /// The signal that ended it; `None` when it ended by itself.
+    pub fn signal(&self) -> Option<i32> {
+        Some((self.status & 0x7f) as i32).filter(|signal| *signal != 0)
+    }
 }
 
 /// Longest command line that a table keeps for each row. Longer ones, which are few, are fetched

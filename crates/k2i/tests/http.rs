@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, clippy::type_complexity, reason = "a test may fail where it likes")]
 
+mod streams;
 mod support;
 
 use std::io::Read;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use k2i::host::{HostReport, Pressure, Stall};
+use k2i::{EventsReport, Losses};
 use kumo_abi::HostId;
 use kumo_abi::cluster::Outcome;
 use serde::Deserialize as _;
@@ -226,6 +227,24 @@ fn facts(report: &HostReport) -> Vec<(&'static str, String)> {
         let sign = if rung.chosen { "*" } else { " " };
         let name = if index == 0 { "Collector" } else { "" };
         facts.push((name, format!("{sign} {:<7} {}", rung.collector, rung.why)));
+    }
+    let EventsReport { source, ladder, ended, remembered, lost } = &report.events;
+    if let Some(source) = source {
+        facts.push((
+            "Events",
+            format!("{source}: {ended} processes have ended, {remembered} are remembered"),
+        ));
+        let Losses { execs, exits, reaps, overruns } = lost;
+        if *lost != Losses::default() {
+            let unknown =
+                if *overruns > 0 { format!(", {overruns} overruns") } else { String::new() };
+            facts.push(("", format!("lost: {execs} execs, {exits} exits, {reaps} reaps{unknown}")));
+        }
+    } else {
+        for (index, rung) in ladder.iter().enumerate() {
+            let name = if index == 0 { "Events" } else { "" };
+            facts.push((name, format!("none: {}: {}", rung.collector, rung.why)));
+        }
     }
     facts
 }

@@ -49,6 +49,7 @@ mod token;
 mod top;
 mod units;
 mod up;
+mod watch;
 
 /// Kumonosu: a thin operating-system layer over many small data centres
 ///
@@ -76,6 +77,7 @@ const EXAMPLES: &str = "\
 Examples:
   kumo ps --sort -cpu -n 10     the ten busiest processes
   kumo top                      the same, live
+  kumo watch                    processes that begin and end, as it happens
   kumo doctor                   what this kernel offers
   kumo up                       start the node: the same over HTTP, and faster
   kumo hosts                    the hosts of the cluster; kumo map shows their links
@@ -91,6 +93,8 @@ enum Command {
     Ps(Box<ps::Ps>),
     #[command(after_help = top::EXAMPLES)]
     Top(Box<top::Top>),
+    #[command(after_help = watch::EXAMPLES)]
+    Watch(watch::Watch),
     #[command(after_help = pgrep::EXAMPLES)]
     Pgrep(Box<pgrep::Pgrep>),
     #[command(after_help = kill::EXAMPLES)]
@@ -156,6 +160,7 @@ fn run(cli: &Cli, out: &mut Output) -> Result<Exit, CommandError> {
             let source = open(cli, &args.scope, &args.source, Reading::Once, out)?;
             pgrep::run(args, &source, out)
         }
+        Command::Watch(args) => watch::run(args, &open_node(cli, &args.at, out)?, out),
         Command::Kill(args) => kill::run(args, out),
         Command::Host(args) if args.which.is_some() => {
             host::run(args, &open_node(cli, &args.source.at, out)?, out)

@@ -49,6 +49,14 @@ pub struct Asked {
     pub answered_by: Vec<Value>,
 }
 
+impl Asked {
+    /// How many rows are missing from the answers, of processes that ended.
+    pub fn lost(&self) -> u64 {
+        let lost = |host: &Value| host.get("lost").and_then(Value::as_u64);
+        self.answered_by.iter().filter_map(lost).sum()
+    }
+}
+
 /// Rows of many hosts.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 pub struct AllRows {

@@ -212,6 +212,7 @@ impl Pgrep {
             limit: sort.is_some().then(|| "1".to_owned()),
             sort,
             group: None,
+            ended: false,
         })
     }
 

@@ -23,6 +23,10 @@ use crate::units::SizeStyle;
 /// The columns of the table when none are named: those of `ps auwx`.
 const TABLE_COLUMNS: &str = "user,pid,cpu,mem,vsize,rss,tty,stat,start,time";
 
+/// The same of processes that have ended.
+const TABLE_ENDED_COLUMNS: &str =
+    "user,pid,ppid,exit_code,exit_signal,lifetime,time,max_rss,ended_at,comm";
+
 /// The column that ends it; it takes what is left of the line.
 const TABLE_LAST: &str = "cmdline";
 
@@ -50,6 +54,10 @@ pub struct Ps {
     /// One row for each value of these columns, with their number and what -o asks for
     #[arg(short, long, value_name = "COLUMNS")]
     group: Option<String>,
+    /// Processes that have ended, as far as the node remembers them, the last one last. A node takes
+    /// note of them while it runs
+    #[arg(long, conflicts_with = "tree")]
+    ended: bool,
     /// Show who started whom
     #[arg(short, long, conflicts_with_all = ["group", "json", "ndjson"])]
     tree: bool,
@@ -146,6 +154,7 @@ Examples:
   kumo ps --tree                                 who started whom
   kumo ps --json | jq '.rows[].pid'              for programs
   kumo ps --watch --sort -cpu -n 20              again every second
+  kumo ps --ended --filter 'exit_code != 0'      which processes failed
   kumo ps --all --sort -cpu -n 20                the busiest of all hosts
   kumo ps --dc tokyo,osaka --group dc,host -o 'dc,host,count(),sum(rss)'
   kumo ps --where '\"rack=3\" in labels' --filter 'comm == \"nginx\"'
@@ -226,6 +235,7 @@ impl Ps {
             sort: self.sort.clone(),
             limit: self.limit.clone(),
             group: self.group.clone(),
+            ended: self.ended,
         };
         // A host that is asked for what it does not know would say so too, but this way nothing is
         // sent, and the units are known here.
@@ -287,10 +297,11 @@ impl Ps {
             (None, false) => {
                 // The command line stays at the end, where it has room.
                 let names = || added.iter().flat_map(|names| names.split(','));
-                let mut columns = vec![TABLE_COLUMNS];
+                let usual = if self.ended { TABLE_ENDED_COLUMNS } else { TABLE_COLUMNS };
+                let mut columns = vec![usual];
                 let known = |name: &&str| {
                     let name = name.trim();
-                    !TABLE_COLUMNS.split(',').any(|column| column == name)
+                    !usual.split(',').any(|column| column == name)
                 };
                 columns.extend(names().filter(known));
                 if !names().any(|name| name.trim() == TABLE_LAST) {
@@ -341,10 +352,12 @@ impl Ps {
         &self,
         plan: &Plan,
         source: &Source,
-        out: &Output,
+        out: &mut Output,
     ) -> Result<(Vec<Row>, Option<Asked>), CommandError> {
         if !self.scope.is_many() {
-            return Ok((source.proc(&plan.text)?.rows, None));
+            let answer = source.proc(&plan.text)?;
+            tell_lost(answer.meta.lost, out);
+            return Ok((answer.rows, None));
         }
         // Every host has processes, but maybe none that a condition lets through.
         let each = plan.text.filter.is_none() && !plan.is_merged();
@@ -422,7 +435,20 @@ fn show(args: &Ps, plan: &Plan, source: &Source, out: &mut Output) -> Result<Exi
         Some(rows) => tell_missing(plan, &rows, out),
         None => Exit::Done,
     };
+    if let Some(asked) = &asked {
+        tell_lost(asked.lost(), out);
+    }
     Ok(asked.map_or(exit, |asked| asked.tell(exit, out)))
+}
+
+/// Says how many processes are missing from those that ended.
+fn tell_lost(lost: u64, out: &mut Output) {
+    if lost > 0 {
+        let s = if lost == 1 { "" } else { "es" };
+        out.warn(format_args!(
+            "{lost} process{s} that ended are missing: their events were lost; `kumo host` counts them"
+        ));
+    }
 }
 
 /// Rows where they had to be read, and who was asked.

@@ -580,6 +580,9 @@ pub fn proc_parameters(text: &QueryText, age_max: Duration) -> String {
             push_parameter(&mut parameters, name, value);
         }
     }
+    if text.ended {
+        push_parameter(&mut parameters, "ended", "1");
+    }
     parameters
 }
 
@@ -842,9 +845,10 @@ mod tests {
             sort: None,
             limit: Some("3".to_owned()),
             group: None,
+            ended: true,
         };
         let want = "max_age_ms=0&columns=%2Bexe,sum%28rss%29\
-                    &filter=cpu%20%3E%205.0%20%26%26%20user%20%3D%3D%20%22%C3%A9%22&limit=3";
+                    &filter=cpu%20%3E%205.0%20%26%26%20user%20%3D%3D%20%22%C3%A9%22&limit=3&ended=1";
         assert_eq!(proc_parameters(&text, Duration::ZERO), want);
     }
 }

@@ -44,7 +44,15 @@ pub struct Column {
 impl Column {
     /// The columns of the answer to `query`.
     pub fn of(query: &Query) -> Vec<Column> {
-        query.columns.iter().map(|select| Column::new(select, &PROC)).collect()
+        let column = |select: &Select| {
+            let column = Column::new(select, &PROC);
+            match column.base {
+                // Minutes and seconds say nothing of a life of milliseconds.
+                Some("time") if query.ended => Column { base: Some("lifetime"), ..column },
+                _ => column,
+            }
+        };
+        query.columns.iter().map(column).collect()
     }
 
     /// The column of the host, `tokyo/a`.
@@ -91,11 +99,12 @@ impl Column {
                     (Unit::Percent, _) => units::percent(float),
                     (Unit::Seconds, Some("time")) => units::cpu_time(float),
                     (Unit::Seconds, Some("elapsed")) => units::elapsed(float),
+                    (Unit::Seconds, Some("lifetime")) => format!("{float:.3}"),
                     (Unit::Seconds, _) => format!("{float:.2}"),
                     _ => number.to_string(),
                 }
             }
-            (Value::String(text), _, Some("start")) => {
+            (Value::String(text), _, Some("start" | "ended_at")) => {
                 let at = units::unix_seconds(text).and_then(LocalTime::at);
                 let short = at.map(|at| units::start(at, style.now));
                 short.unwrap_or_else(|| text::visible_within(text, columns_max))

@@ -265,6 +265,7 @@ fn config(args: &Up) -> NodeConfig {
         tls: args.serve.tls(),
         insecure: args.serve.insecure,
         collector: args.serve.engine().collector,
+        events: args.serve.events,
         dc: args.serve.dc.clone(),
         host: args.serve.host.clone(),
         calls: args.calls.given(),

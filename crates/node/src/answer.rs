@@ -180,6 +180,7 @@ fn answered(
         as_of: text("kumo-as-of")?,
         processes: number("kumo-processes")?,
         matched: number("kumo-matched")?,
+        lost: number("kumo-lost").unwrap_or(0),
     })
 }
 

@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 use k2i::http::serve::{BindError, Bound, Exposed, Listen, check_exposure, runtime, tick};
 use k2i::http::tls::{TlsError, TlsFiles, load};
 use k2i::http::{Api, router_with};
-use k2i::{CollectorChoice, Engine, EngineConfig, OpenError};
+use k2i::{CollectorChoice, Engine, EngineConfig, EventChoice, OpenError};
 use kumo_abi::cluster::HostInfo;
 use kumo_abi::control::SOCKET_NAME as CALLS_SOCKET;
 use kumo_abi::{ClusterName, HostId};
@@ -71,6 +71,8 @@ pub struct NodeConfig {
     pub insecure: bool,
     /// How to read the process table.
     pub collector: CollectorChoice,
+    /// Where to learn of processes that begin and end.
+    pub events: EventChoice,
     /// Name of this data centre. Without one it is that of the node's certificate, else
     /// [`DC_DEFAULT`]. One that contradicts the certificate is an error.
     pub dc: Option<String>,
@@ -247,6 +249,7 @@ impl Node {
             dc: me.dc.to_string(),
             host: me.host.to_string(),
         })?);
+        engine.take_events(config.events);
         // One for what others ask, too: nobody's questions keep those of another from their answers.
         let [open, local, others] = [(); 3].map(|()| Api::new(Arc::clone(&engine)));
         // And calls that come over HTTP have a thread each.

@@ -6,9 +6,9 @@
 mod support;
 
 use std::io::{Read, Write};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use kumo_node::Waited;
+use kumo_node::{Node, NodeConfig, Waited};
 use serde_json::{Value, json};
 use support::{WAIT_MAX, ask, get, node, tcp, unix};
 
@@ -51,6 +51,42 @@ fn one_of_one_answers_as_itself() {
     let columns: Vec<_> = default["columns"].as_array().unwrap().iter().take(3).collect();
     assert_eq!(columns, ["dc", "host", "pid"]);
     assert_eq!(default["rows"][0].as_object().unwrap().len(), 15);
+}
+
+#[test]
+fn processes_that_ended_are_asked_of_many_by_the_same_path() {
+    let dir = tempfile::tempdir().unwrap();
+    let (dc, host) = (Some("tokyo".to_owned()), Some("web-1".to_owned()));
+    let events = k2i::EventChoice::Auto;
+    let node =
+        Node::start(&NodeConfig { dc, host, events, ..support::config(dir.path()) }).unwrap();
+    let target = |all: &str, pid: u32| {
+        format!("/v2{all}/proc?ended=1&columns=dc,host,pid,exit_code&filter=pid%3D%3D{pid}")
+    };
+    if get(&node, "/v2/host")["events"]["source"].is_null() {
+        let reply = ask(unix(&node), "GET", &target("/all", 1), "", "");
+        assert!(reply.body.contains("does not know which processes have ended"), "{}", reply.body);
+        return eprintln!("skipped without the right to take events");
+    }
+    let mut child = std::process::Command::new("sh").args(["-c", "exit 3"]).spawn().unwrap();
+    let pid = child.id();
+    child.wait().unwrap();
+    let began = Instant::now();
+    let one = loop {
+        let one = get(&node, &target("", pid));
+        if one["rows"][0].is_object() {
+            break one;
+        }
+        assert!(began.elapsed() < WAIT_MAX, "its end is not told");
+    };
+    assert_eq!(one["rows"][0]["exit_code"], 3);
+    let all = get(&node, &target("/all", pid));
+    assert_eq!((&all["rows"], &all["columns"]), (&one["rows"], &one["columns"]));
+    let grouped = get(&node, "/v2/all/proc?ended=1&group=exit_code&limit=3");
+    assert_eq!(grouped["columns"], json!(["exit_code", "count()"]));
+    // A stream has no end, and what is gathered must have one.
+    let reply = ask(unix(&node), "GET", "/v2/hosts/tokyo/web-1/events", "", "");
+    assert_eq!(reply.status, 400, "{}", reply.body);
 }
 
 #[test]

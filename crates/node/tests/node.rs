@@ -22,6 +22,7 @@ fn config(state: &Path, run: &Path) -> NodeConfig {
         tls: None,
         insecure: false,
         collector: CollectorChoice::Only(CollectorKind::Proc),
+        events: k2i::EventChoice::Off,
         dc: Some("tokyo".to_owned()),
         host: Some("web-1".to_owned()),
         calls: None,

@@ -4,6 +4,7 @@
 //! what wants one careful wrapper. Every function blocks at most as long as it says.
 
 pub mod cpu;
+pub mod kernfs;
 mod local_time;
 pub mod memory;
 pub mod packet;

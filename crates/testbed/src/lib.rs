@@ -29,7 +29,7 @@ pub use api::{Answer, request};
 pub use crowd::{Crowd, Mix, crowd_arguments};
 pub use pace::{LATE_MAX, Pace};
 pub use program::{check as check_program, kumo_beside, kumo_for_tests};
-pub use zoo::{Animal, Zoo};
+pub use zoo::{Animal, Burst, Zoo};
 
 /// An error and what is below it, in one line for people.
 pub fn chain(error: &dyn Error) -> String {

@@ -27,6 +27,14 @@ pub enum Role {
     KeepInPidNamespace,
     /// Start and reap children that end at once, one after the other.
     Churn,
+    /// Start and reap so many children that end at once, every second of them with status 1, then say
+    /// what they have used.
+    Burst {
+        /// How many.
+        count: usize,
+        /// How many a second; 0 for as many as can be.
+        per_second: usize,
+    },
     /// Keep this many subjects.
     Crowd {
         /// How many.
@@ -93,6 +101,9 @@ impl fmt::Display for Role {
             Role::KeepZombie => f.write_str("zombie"),
             Role::KeepInPidNamespace => f.write_str("pidns"),
             Role::Churn => f.write_str("churn"),
+            Role::Burst { count, per_second } => {
+                write!(f, "burst count={count} per_second={per_second}")
+            }
             Role::Crowd { count, threaded_each, busy_each } => {
                 write!(f, "crowd count={count} threaded={threaded_each} busy={busy_each}")
             }
@@ -151,6 +162,10 @@ impl FromStr for Role {
             "zombie" => Ok(Role::KeepZombie),
             "pidns" => Ok(Role::KeepInPidNamespace),
             "churn" => Ok(Role::Churn),
+            "burst" => Ok(Role::Burst {
+                count: words.number("count")?.unwrap_or(0),
+                per_second: words.number("per_second")?.unwrap_or(0),
+            }),
             "crowd" => Ok(Role::Crowd {
                 count: words.number("count")?.unwrap_or(0),
                 threaded_each: words.number("threaded")?.unwrap_or(0),
@@ -218,6 +233,7 @@ mod tests {
             Role::KeepZombie,
             Role::KeepInPidNamespace,
             Role::Churn,
+            Role::Burst { count: 10_000, per_second: 7 },
             Role::Crowd { count: 3_000, threaded_each: 20, busy_each: 300 },
             Role::Host { run_dir: b"/tmp/a b/run".to_vec() },
         ];

@@ -111,10 +111,37 @@ impl Zoo {
         Animal::spawn(&Role::Churn, &[b"churn"])
     }
 
+    /// Starts `count` short processes, `per_second` or, for 0, as many as can be, and returns when all
+    /// have been reaped.
+    pub fn burst(count: usize, per_second: usize) -> Burst {
+        let role = Role::Burst { count, per_second };
+        let (animal, said) = Animal::spawn_many(&role, &[b"burst"]);
+        let said = |index: usize| said.get(index).copied().expect("it says four numbers") as u64;
+        Burst {
+            pid: animal.keeper_pid(),
+            cpu: Duration::from_micros(said(1)),
+            max_rss: said(2) * 1024,
+            min_flt: said(3),
+        }
+    }
+
     /// `count` sleeping processes with realistic command lines.
     pub fn crowd(count: usize, mix: Mix) -> Crowd {
         Crowd::spawn(count, mix)
     }
+}
+
+/// What the parent of many short processes was told of them by `getrusage`.
+#[derive(Clone, Copy, Debug)]
+pub struct Burst {
+    /// The parent, which has ended.
+    pub pid: i32,
+    /// CPU time of all of them.
+    pub cpu: Duration,
+    /// Most resident memory of any of them, bytes.
+    pub max_rss: u64,
+    /// Page faults without I/O of all of them.
+    pub min_flt: u64,
 }
 
 /// One process, killed and reaped when this is dropped. It ends, too, when the test is killed.

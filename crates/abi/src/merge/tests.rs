@@ -124,6 +124,7 @@ fn answered(dc: &str, host: &str, processes: u64) -> Answered {
         as_of: "2026-01-01T00:00:00.000000Z".to_owned(),
         processes,
         matched: processes,
+        lost: 0,
     }
 }
 
@@ -167,6 +168,7 @@ fn text(columns: &str, sort: &str, limit: &str, group: &str) -> QueryText {
         sort: some(sort),
         limit: some(limit),
         group: some(group),
+        ended: false,
     }
 }
 

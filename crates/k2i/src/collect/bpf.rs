@@ -476,7 +476,12 @@ fn load(sleepable: bool) -> Result<Ebpf, String> {
 fn load_program(ebpf: &mut Ebpf, name: &str, btf: &Btf) -> Result<(), String> {
     let program = ebpf.program_mut(name).ok_or_else(|| format!("no program `{name}`"))?;
     let program: &mut Iter = program.try_into().map_err(|error| explain(&error))?;
-    program.load("task", btf).map_err(|error| match &error {
+    program.load("task", btf).map_err(|error| explain_load(name, &error))
+}
+
+/// Why the kernel does not load a program: of what it says, the last line.
+pub(crate) fn explain_load(name: &str, error: &ProgramError) -> String {
+    match error {
         ProgramError::LoadError { io_error, verifier_log } => {
             let log = verifier_log.to_string();
             let last =
@@ -485,11 +490,11 @@ fn load_program(ebpf: &mut Ebpf, name: &str, btf: &Btf) -> Result<(), String> {
             format!("the kernel does not load `{name}`: {io_error}{last}{}", hint(io_error))
         }
         other => explain(other),
-    })
+    }
 }
 
 /// An error with its causes on one line, and what would help.
-fn explain(error: &(dyn std::error::Error + 'static)) -> String {
+pub(crate) fn explain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut hinted = "";
     let mut cause = Some(error);

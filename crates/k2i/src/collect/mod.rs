@@ -3,14 +3,15 @@
 //! A rung is chosen by trying it, not by version numbers. Whatever rung runs, texts and links of
 //! single rows come from `/proc`, so a collector always has an open one.
 
-mod bpf;
+pub(crate) mod bpf;
 mod proc;
 mod recorded;
-mod records;
+pub(crate) mod records;
 
 use std::io;
 use std::sync::Arc;
 
+use crate::events::EventSource;
 use crate::table::{Parts, Process};
 use bpf::BpfCollector;
 pub(crate) use proc::ProcFs;
@@ -35,6 +36,8 @@ pub enum CollectorKind {
     Iter,
     /// A reader of `/proc`: works everywhere, with the reader's rights.
     Proc,
+    /// No rung: processes that ended, as events told of them.
+    Events(EventSource),
     /// No rung: a recorded table is played back, for simulated hosts.
     Recorded,
 }
@@ -50,6 +53,7 @@ impl CollectorKind {
             CollectorKind::IterSleepable => "iter.s",
             CollectorKind::Iter => "iter",
             CollectorKind::Proc => "proc",
+            CollectorKind::Events(source) => source.name(),
             CollectorKind::Recorded => "recorded",
         }
     }
@@ -130,7 +134,9 @@ impl Collector {
             CollectorKind::Iter | CollectorKind::IterSleepable => {
                 From::Bpf(Box::new(BpfCollector::open(kind, proc)?))
             }
-            CollectorKind::Recorded => return Err("a record is played back, not opened".to_owned()),
+            CollectorKind::Recorded | CollectorKind::Events(_) => {
+                return Err("it is no rung of the ladder".to_owned());
+            }
         };
         Ok(Collector { from })
     }

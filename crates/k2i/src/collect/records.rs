@@ -317,7 +317,7 @@ fn add_more(row: &mut Process, more: &ProcessMore) {
 /// Scales sampled user and system time to the exact run time, as `cputime_adjust()` of
 /// kernel/sched/cputime.c does: ticks say how it divides, the scheduler how much it is. What was once
 /// shown (`prev`) never shrinks.
-fn scale((utime, stime): (u64, u64), exec: u64, prev: (u64, u64)) -> (u64, u64) {
+pub(crate) fn scale((utime, stime): (u64, u64), exec: u64, prev: (u64, u64)) -> (u64, u64) {
     let (prev_utime, prev_stime) = prev;
     if prev_utime + prev_stime >= exec {
         return prev;

@@ -9,22 +9,25 @@
 
 mod accept;
 mod body;
+mod deltas;
+mod events;
 mod guard;
 mod problem;
 pub mod serve;
 mod signals;
+mod stream;
 mod taken;
 pub mod tls;
 mod v1;
 mod v2;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use axum::extract::rejection::PathRejection;
 use axum::extract::{DefaultBodyLimit, Path};
-use axum::http::{Method, StatusCode, Uri};
+use axum::http::{Extensions, HeaderMap, Method, StatusCode, Uri, Version};
 use axum::routing::get;
 use axum::{Json, Router};
 use serde_json::json;
@@ -33,13 +36,17 @@ use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use tower_http::CompressionLevel;
 use tower_http::compression::CompressionLayer;
-use tower_http::compression::predicate::SizeAbove;
+use tower_http::compression::predicate::{Predicate as _, SizeAbove};
 
+use crate::delta::Remembered;
 use crate::engine::Engine;
+use stream::Endless;
 
 pub use accept::choose;
+pub use events::EVENT_COLUMNS_DEFAULT;
 pub use guard::{REQUEST_BODY_BYTES_MAX, TARGET_BYTES_MAX, Via, check_change};
 pub use problem::{PROBLEM_JSON, Refused, chain};
+pub use stream::{STREAM_QUIET_MAX, STREAMS_MAX};
 pub use v2::{Asked, QUERY_PARAMETERS, parameters};
 
 /// Most answers of one [`Api`] under way at once: being made, or being read by their client. Each
@@ -59,6 +66,9 @@ const COMPRESSED_BYTES_MIN: u16 = 2048;
 pub struct Api {
     engine: Arc<Engine>,
     places: Arc<Semaphore>,
+    streams: Arc<Semaphore>,
+    /// Answers that somebody may want to know the changes since.
+    remembered: Mutex<Remembered>,
     requests: AtomicU64,
 }
 
@@ -66,7 +76,9 @@ impl Api {
     /// An API over an engine, with places of its own: clients of one cannot fill those of another.
     pub fn new(engine: Arc<Engine>) -> Arc<Api> {
         let places = Arc::new(Semaphore::new(ANSWERS_MAX));
-        Arc::new(Api { engine, places, requests: AtomicU64::new(0) })
+        let streams = Arc::new(Semaphore::new(STREAMS_MAX));
+        let remembered = Mutex::default();
+        Arc::new(Api { engine, places, streams, remembered, requests: AtomicU64::new(0) })
     }
 
     /// The engine that it asks.
@@ -119,12 +131,14 @@ pub fn router(api: Arc<Api>) -> Router {
 pub fn router_with(api: Arc<Api>, more: Router) -> Router {
     let compression = CompressionLayer::new()
         .quality(CompressionLevel::Fastest)
-        .compress_when(SizeAbove::new(COMPRESSED_BYTES_MIN));
+        .compress_when(SizeAbove::new(COMPRESSED_BYTES_MIN).and(ends));
     let guard = axum::middleware::from_fn_with_state(Arc::clone(&api), guard::guard);
     Router::new()
         .route("/", get(index))
         .merge(v1::routes())
         .merge(v2::routes())
+        .merge(deltas::routes())
+        .merge(events::routes())
         .merge(signals::routes())
         .merge(more.with_state(()))
         .fallback(no_route)
@@ -135,13 +149,20 @@ pub fn router_with(api: Arc<Api>, more: Router) -> Router {
         .with_state(api)
 }
 
+/// A compressor keeps what it gets until it has more; of an answer without an end nobody would hear.
+fn ends(_: StatusCode, _: Version, _: &HeaderMap, extensions: &Extensions) -> bool {
+    extensions.get::<Endless>().is_none()
+}
+
 /// What there is to ask for.
 async fn index() -> Json<serde_json::Value> {
     Json(json!({
         "name": "k2i",
         "version": env!("CARGO_PKG_VERSION"),
         "routes": {
-            "/v2/proc": "the process table: ?columns=&filter=&sort=&limit=&group=&max_age_ms=",
+            "/v2/proc": "the process table: ?columns=&filter=&sort=&limit=&group=&max_age_ms=; with ended=1 the processes that have ended; with since=GENERATION what has changed",
+            "/v2/proc/stream": "the same again and again, each time what has changed: ?interval_ms= and those of /v2/proc",
+            "/v2/events": "processes that begin and end, as it happens: ?columns=&filter=",
             "/v2/proc/{pid}": "one process, all columns",
             "/v2/proc/{pid}/tree": "one process and its descendants",
             "/v2/proc/{id}/signal": "POST {\"signal\":\"TERM\"}: sends it, on the Unix socket only; {id} is PID or PID@START",

@@ -89,6 +89,11 @@ impl From<QueryError> for Refused {
 
 impl From<AskError> for Refused {
     fn from(error: AskError) -> Refused {
+        if matches!(error, AskError::NoEvents(_)) {
+            // No retry helps.
+            let title = "Events are not taken here";
+            return Refused::new(StatusCode::NOT_IMPLEMENTED, "no-events", title, chain(&error));
+        }
         let title = "The process table could not be read";
         Refused::new(StatusCode::SERVICE_UNAVAILABLE, "scan-failed", title, chain(&error))
             .with(header::RETRY_AFTER, RETRY_AFTER)

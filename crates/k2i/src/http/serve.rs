@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
+use axum::http::Response;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -37,6 +38,7 @@ use tower::ServiceExt;
 
 use super::guard::Via;
 use super::problem::chain;
+use super::stream::{Endless, Stopping};
 use super::taken;
 use crate::engine::Engine;
 
@@ -409,14 +411,18 @@ impl Serving {
         let app = self.app;
         let stream = Impatient::new(stream);
         let due = Arc::clone(&stream.due);
+        let stop = self.stop.clone();
         let service = service_fn(move |request: hyper::Request<Incoming>| {
             let mut request = request.map(Body::new);
             request.extensions_mut().insert(via);
+            request.extensions_mut().insert(Stopping(stop.clone()));
             let answer = app.clone().oneshot(request);
             let due = Arc::clone(&due);
             async move {
                 let answer = answer.await;
-                due.begin();
+                let ends =
+                    |response: &Response<Body>| response.extensions().get::<Endless>().is_none();
+                due.begin(answer.as_ref().map_or(true, ends));
                 answer
             }
         });
@@ -444,10 +450,10 @@ impl Serving {
 struct Due(Mutex<Option<Instant>>);
 
 impl Due {
-    /// An answer begins.
-    fn begin(&self) {
+    /// An answer begins; one that never `ends` need not be through at any time.
+    fn begin(&self, ends: bool) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) =
-            Some(Instant::now() + ANSWER_WRITE_MAX);
+            ends.then(|| Instant::now() + ANSWER_WRITE_MAX);
     }
 
     /// By when a write that begins to wait now must go on.
@@ -628,7 +634,7 @@ mod tests {
         for (pause_s, for_s, cut) in cases {
             let (server, mut client) = tokio::io::duplex(1024);
             let mut server = Impatient::new(server);
-            server.due.begin();
+            server.due.begin(true);
             let reader = tokio::spawn(async move {
                 loop {
                     sleep(Duration::from_secs(pause_s)).await;

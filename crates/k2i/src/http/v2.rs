@@ -19,14 +19,14 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::body::{Pieces, Whole, begin};
-use super::{Api, Refused, accept, parse_pid};
+use super::{Api, Refused, accept, deltas, parse_pid};
 use crate::encode::document;
 use crate::engine::{Answer, Format, Question};
 use crate::host::HostReport;
 use crate::table::Parts;
 
-const JSON: &str = "application/json";
-const NDJSON: &str = "application/x-ndjson";
+pub(super) const JSON: &str = "application/json";
+pub(super) const NDJSON: &str = "application/x-ndjson";
 
 /// Deepest nesting of a tree. A tree nests two levels of JSON a generation, and common readers stop
 /// at 128 levels; real trees have a dozen generations.
@@ -45,8 +45,12 @@ type Reply = Result<Response, Refused>;
 
 /// `GET /v2/proc`: rows as a query asks for them.
 async fn table(State(api): State<Arc<Api>>, uri: Uri, headers: HeaderMap) -> Reply {
+    let (since, pairs) = deltas::take_since(parameters(&uri, &with("since"))?)?;
+    if let Some(since) = since {
+        return deltas::since(api, &headers, Asked::of(pairs)?, since).await;
+    }
     let form = accept::choose(&headers, &[JSON, NDJSON])?;
-    let Asked { query, max_age } = Asked::parse(&uri, QUERY_PARAMETERS)?;
+    let Asked { query, max_age } = Asked::of(pairs)?;
     let query = Query::parse(&query, &PROC, COLUMNS_DEFAULT)?;
     api.answer(move |engine, turn| {
         let max_age = turn.age_max(max_age);
@@ -169,7 +173,12 @@ pub struct Asked {
 
 /// The parameters of a query for rows.
 pub const QUERY_PARAMETERS: &[&str] =
-    &["columns", "filter", "sort", "limit", "group", "max_age_ms"];
+    &["columns", "filter", "sort", "limit", "group", "ended", "max_age_ms"];
+
+/// These, and one more.
+pub(super) fn with(more: &'static str) -> Vec<&'static str> {
+    QUERY_PARAMETERS.iter().copied().chain([more]).collect()
+}
 
 impl Asked {
     /// Reads the parameters of an address; others than those `known` here are refused.
@@ -193,6 +202,7 @@ impl Asked {
                 "sort" => asked.query.sort = Some(value),
                 "limit" => asked.query.limit = Some(value),
                 "group" => asked.query.group = Some(value),
+                "ended" => asked.query.ended = parse_flag(&name, &value)?,
                 _ => asked.max_age = parse_max_age(&value)?,
             }
         }
@@ -220,10 +230,21 @@ pub fn parameters(uri: &Uri, known: &[&str]) -> Result<Vec<(String, String)>, Re
 
 /// A `+` in an address is read as a blank, as forms write it. In front of a list of columns only the
 /// plus makes sense, and `?columns=+exe` is what people write.
-fn plus(columns: String) -> String {
+pub(super) fn plus(columns: String) -> String {
     match columns.strip_prefix(' ') {
         Some(rest) => format!("+{rest}"),
         None => columns,
+    }
+}
+
+fn parse_flag(name: &str, text: &str) -> Result<bool, Refused> {
+    match text {
+        "1" => Ok(true),
+        "0" => Ok(false),
+        _ => Err(Refused::bad_request(format!(
+            "{name} `{}` is neither 1 nor 0",
+            text.escape_debug()
+        ))),
     }
 }
 
@@ -251,7 +272,7 @@ fn all_columns() -> String {
 }
 
 /// The list of columns with `needed` ones in front, where it lacks them.
-fn with_columns(columns: &str, needed: &[Column]) -> String {
+pub(super) fn with_columns(columns: &str, needed: &[Column]) -> String {
     let columns = match columns.strip_prefix('+') {
         Some(added) => format!("{COLUMNS_DEFAULT},{added}"),
         None => columns.to_owned(),
@@ -283,7 +304,7 @@ fn write_whole(answer: &mut Answer) -> Vec<u8> {
     out
 }
 
-fn respond(form: &'static str, headers: HeaderMap, body: Body) -> Response {
+pub(super) fn respond(form: &'static str, headers: HeaderMap, body: Body) -> Response {
     let mut response = Response::new(body);
     *response.headers_mut() = headers;
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(form));
@@ -291,7 +312,7 @@ fn respond(form: &'static str, headers: HeaderMap, body: Body) -> Response {
 }
 
 /// What an answer says about itself, as headers: lines of rows have no other place for it.
-fn meta_headers(meta: &Meta) -> HeaderMap {
+pub(super) fn meta_headers(meta: &Meta) -> HeaderMap {
     let texts = [
         (HeaderName::from_static("kumo-dc"), &meta.dc),
         (HeaderName::from_static("kumo-host"), &meta.host),
@@ -313,6 +334,9 @@ fn meta_headers(meta: &Meta) -> HeaderMap {
         }
     }
     headers.extend(numbers.map(|(name, number)| (name, HeaderValue::from(number))));
+    if meta.lost > 0 {
+        headers.insert(HeaderName::from_static("kumo-lost"), HeaderValue::from(meta.lost));
+    }
     headers
 }
 
@@ -435,6 +459,7 @@ mod tests {
             sort: some("-cpu"),
             limit: some("20"),
             group: None,
+            ended: false,
         };
         assert_eq!(asked, Asked { query, max_age: Duration::from_millis(500) });
         for columns in ["columns=+exe", "columns=%2Bexe"] {

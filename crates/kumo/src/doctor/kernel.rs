@@ -2,6 +2,8 @@
 
 use std::io;
 
+use k2i::Rung;
+
 use super::probe::Kernel;
 use super::{Check, State};
 
@@ -54,6 +56,12 @@ pub(super) fn checks(kernel: &Kernel) -> Vec<Check> {
             "collector",
             "the speed of the process table: a BPF iterator reads it in one pass",
             collector(kernel),
+        ),
+        check(
+            TABLE,
+            "events",
+            "processes that begin and end, as it happens: kumo watch, kumo ps --ended",
+            events(&kernel.events),
         ),
         check(
             TABLE,
@@ -240,6 +248,17 @@ fn collector(kernel: &Kernel) -> Finding {
         .collect();
     let found = format!("{} ({})", chosen.collector, chosen.why);
     if above.is_empty() { ok(found) } else { limited(found, above.join("; ")) }
+}
+
+fn events(ladder: &[Rung]) -> Finding {
+    let why = || ladder.iter().map(|rung| format!("{}: {}", rung.collector, rung.why));
+    match ladder.iter().position(|rung| rung.chosen) {
+        Some(0) => ok(format!("{} ({})", ladder[0].collector, ladder[0].why)),
+        Some(at) => {
+            limited(ladder[at].collector.clone(), why().take(at).collect::<Vec<_>>().join("; "))
+        }
+        None => missing("none works", why().collect::<Vec<_>>().join("; ")),
+    }
 }
 
 fn rights(status: Option<&str>) -> Finding {

@@ -28,6 +28,8 @@ const MORE_DIRS: [&str; 4] = ["/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/loc
 pub(super) struct Kernel {
     /// The collector ladder, or why no engine opens.
     pub(super) ladder: Result<Vec<Rung>, String>,
+    /// What became of each source of events.
+    pub(super) events: Vec<Rung>,
     pub(super) btf: bool,
     pub(super) lockdown: Option<String>,
     /// `/proc/self/status`.
@@ -87,6 +89,7 @@ pub(super) fn kernel() -> Kernel {
             Ok(engine) => Ok(engine.rungs()),
             Err(error) => Err(crate::chain(&error)),
         },
+        events: k2i::event_ladder(),
         btf: Path::new("/sys/kernel/btf/vmlinux").exists(),
         lockdown: read("/sys/kernel/security/lockdown"),
         status: read("/proc/self/status"),

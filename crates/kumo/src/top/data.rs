@@ -570,6 +570,7 @@ pub(super) mod tests {
             tasks: k2i::host::Tasks::default(),
             collector: "proc".to_owned(),
             ladder: Vec::new(),
+            events: k2i::EventsReport::default(),
         };
         let mut earlier = report.clone();
         earlier.cpu.seconds = CpuSeconds::default();
@@ -594,6 +595,7 @@ pub(super) mod tests {
             processes: 312,
             matched: count,
             columns: Vec::new(),
+            lost: 0,
         };
         let tasks = Tasks {
             by_state: BTreeMap::from([

@@ -134,6 +134,7 @@ impl Fetcher {
             processes: answer.processes,
             matched: answer.matched,
             columns: Vec::new(),
+            lost: 0,
         };
         Ok(Table { meta, rows, fleet: Some(fleet) })
     }

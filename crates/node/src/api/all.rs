@@ -201,6 +201,9 @@ fn about_rows(plan: &Plan, tally: &Tally, hosts: &[Answered]) -> Map<String, Val
     about.insert("processes".to_owned(), sum(|host| host.processes));
     about.insert("matched".to_owned(), sum(|host| host.matched));
     about.insert("columns".to_owned(), plan.columns().into());
+    if hosts.iter().any(|host| host.lost > 0) {
+        about.insert("lost".to_owned(), sum(|host| host.lost));
+    }
     about
 }
 
@@ -248,7 +251,8 @@ fn question_pairs(
     ];
     let parts =
         parts.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value.clone()?)));
-    parts.chain(max_age_ms).collect()
+    let ended = query.ended.then(|| ("ended".to_owned(), "1".to_owned()));
+    parts.chain(ended).chain(max_age_ms).collect()
 }
 
 /// Appends parameters to an address.
@@ -286,6 +290,7 @@ mod tests {
             sort: Some("-cpu,+pid".to_owned()),
             limit: Some("20".to_owned()),
             group: None,
+            ended: true,
         };
         let age = Some(("max_age_ms".to_owned(), "500".to_owned()));
         let mut target = "/v2/proc".to_owned();

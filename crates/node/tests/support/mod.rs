@@ -24,6 +24,7 @@ pub(crate) fn config(dir: &Path) -> NodeConfig {
         tls: None,
         insecure: false,
         collector: CollectorChoice::Only(CollectorKind::Proc),
+        events: k2i::EventChoice::Off,
         dc: None,
         host: None,
         calls: None,

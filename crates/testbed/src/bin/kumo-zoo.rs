@@ -15,6 +15,8 @@ use std::time::{Duration, Instant};
 use kumo_testbed::crowd_arguments;
 use kumo_testbed::role::{FILE_BYTES, ROLE_VARIABLE, Role, Subject};
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::TimeValLike as _;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{Mode, OFlags, open};
 use rustix::io::Errno;
@@ -67,6 +69,7 @@ fn be() -> io::Result<()> {
         Role::KeepZombie => keep_zombie(),
         Role::KeepInPidNamespace => keep_in_pid_namespace(),
         Role::Churn => churn(),
+        Role::Burst { count, per_second } => burst(count, per_second),
         Role::Crowd { count, threaded_each, busy_each } => {
             keep_crowd(count, threaded_each, busy_each)
         }
@@ -230,6 +233,35 @@ fn churn() -> io::Result<()> {
         child()?;
     }
     Ok(())
+}
+
+/// Several threads start them: one alone would wait for each exec.
+fn burst(count: usize, per_second: usize) -> io::Result<()> {
+    let threads = std::thread::available_parallelism()?.get();
+    let began = Instant::now();
+    let start = |first: usize| -> io::Result<()> {
+        for index in (first..count).step_by(threads) {
+            if let Some(at) = (index * 1_000_000).checked_div(per_second) {
+                let at = Duration::from_micros(at as u64);
+                std::thread::sleep(at.saturating_sub(began.elapsed()));
+            }
+            let program = if index % 2 == 0 { "/bin/true" } else { "/bin/false" };
+            Command::new(program).arg(index.to_string()).env_clear().status()?;
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        let start = &start;
+        let all: Vec<_> = (0..threads).map(|first| scope.spawn(move || start(first))).collect();
+        all.into_iter().try_for_each(|one| one.join().map_err(|_| Error::other("a panic"))?)
+    })?;
+    let used = getrusage(UsageWho::RUSAGE_CHILDREN)?;
+    let cpu = used.user_time() + used.system_time();
+    let cpu_us = cpu.num_microseconds();
+    let numbers = [cpu_us, used.max_rss(), used.minor_page_faults()];
+    let pids = numbers.map(|number| u32::try_from(number).unwrap_or(u32::MAX));
+    say_ready(&[&[std::process::id()], pids.as_slice()].concat())?;
+    wait_for_end()
 }
 
 fn keep_crowd(count: usize, threaded_each: usize, busy_each: usize) -> io::Result<()> {
