@@ -14,6 +14,7 @@ pub mod host;
 pub mod http;
 mod names;
 pub mod options;
+pub mod redact;
 mod row;
 mod select;
 pub mod signal;

@@ -1,0 +1,317 @@
+//! What looks like a secret wherever it stands: keys of well-known providers, tokens, private keys, and
+//! long texts that look random.
+
+use super::MASK;
+
+/// Shortest text that is taken for a secret because it looks random. Shorter ones are too often names.
+const RANDOM_BYTES_MIN: usize = 24;
+
+/// A key of a provider: how it begins, and how many characters of its alphabet follow at least.
+const KEYS: &[(&str, usize)] = &[
+    // AWS
+    ("AKIA", 16),
+    ("ASIA", 16),
+    ("ABIA", 16),
+    ("ACCA", 16),
+    // GitHub, GitLab, Bitbucket, Gitea
+    ("ghp_", 20),
+    ("gho_", 20),
+    ("ghu_", 20),
+    ("ghs_", 20),
+    ("ghr_", 20),
+    ("github_pat_", 22),
+    ("glpat-", 16),
+    ("gldt-", 16),
+    ("glrt-", 16),
+    ("glptt-", 16),
+    ("glcbt-", 16),
+    ("GR1348941", 16),
+    ("ATBB", 24),
+    ("ATCTT3", 24),
+    ("ATATT3", 24),
+    // Chat
+    ("xoxb-", 16),
+    ("xoxp-", 16),
+    ("xoxa-", 16),
+    ("xoxr-", 16),
+    ("xoxs-", 16),
+    ("xoxe-", 16),
+    ("xoxe.", 16),
+    ("xapp-", 16),
+    // Payment
+    ("sk_live_", 16),
+    ("sk_test_", 16),
+    ("rk_live_", 16),
+    ("rk_test_", 16),
+    ("whsec_", 16),
+    ("sq0atp-", 16),
+    ("sq0csp-", 16),
+    ("EAAA", 40),
+    ("access_token$production$", 16),
+    // Google
+    ("AIza", 30),
+    ("ya29.", 16),
+    ("GOCSPX-", 20),
+    ("1//0", 30),
+    // Models
+    ("sk-ant-", 16),
+    ("sk-proj-", 16),
+    ("sk-svcacct-", 16),
+    ("sk-or-", 16),
+    ("sk-", 20),
+    ("hf_", 20),
+    ("r8_", 20),
+    ("gsk_", 20),
+    ("pplx-", 20),
+    ("xai-", 20),
+    // Packages
+    ("npm_", 20),
+    ("pypi-", 20),
+    ("rubygems_", 20),
+    ("dckr_pat_", 16),
+    ("dckr_oat_", 16),
+    ("cio", 40),
+    ("oy2", 40),
+    // Mail and messages
+    ("SG.", 20),
+    ("key-", 32),
+    ("xkeysib-", 20),
+    ("re_", 20),
+    ("mlsn.", 20),
+    // Clouds and platforms
+    ("dop_v1_", 20),
+    ("doo_v1_", 20),
+    ("dor_v1_", 20),
+    ("hvs.", 20),
+    ("hvb.", 20),
+    ("hvr.", 20),
+    ("dapi", 32),
+    ("dp.pt.", 20),
+    ("dp.st.", 20),
+    ("lin_api_", 20),
+    ("glsa_", 20),
+    ("glc_", 20),
+    ("NRAK-", 20),
+    ("NRAL-", 20),
+    ("shpat_", 20),
+    ("shpss_", 20),
+    ("shpca_", 20),
+    ("shppa_", 20),
+    ("PMAK-", 20),
+    ("figd_", 20),
+    ("sntrys_", 20),
+    ("sntryu_", 20),
+    ("phc_", 20),
+    ("phx_", 20),
+    ("tfp_", 20),
+    ("fo1_", 20),
+    ("FlyV1", 20),
+    ("vercel_", 20),
+    ("sbp_", 20),
+    ("secret_", 32),
+    ("ntn_", 20),
+    ("pat-na1-", 20),
+    ("pat-eu1-", 20),
+    ("CLOJARS_", 20),
+    ("AGE-SECRET-KEY-1", 30),
+    ("tskey-", 16),
+    ("ops_ey", 20),
+    ("nfp_", 20),
+    ("pul-", 30),
+    ("EZAK", 30),
+    ("v1.0-", 60),
+];
+
+fn is_key_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.')
+}
+
+/// A byte of Base64, either alphabet.
+fn is_base64_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/' | b'=' | b'-' | b'_')
+}
+
+/// The text with all that looks like a secret replaced; nothing if there is none.
+pub(super) fn redact(text: &[u8]) -> Option<Vec<u8>> {
+    if let Some(clean) = private_key(text) {
+        return Some(clean);
+    }
+    let mut out = Vec::new();
+    let (mut kept, mut at) = (0, 0);
+    while at < text.len() {
+        // A word begins where none of its characters stands before.
+        let before = at.checked_sub(1).map(|before| text[before]);
+        if before.is_some_and(|byte| byte.is_ascii_alphanumeric()) {
+            at += 1;
+            continue;
+        }
+        match secret_len(&text[at..]) {
+            Some(len) => {
+                out.extend_from_slice(&text[kept..at]);
+                out.extend_from_slice(MASK);
+                at += len;
+                kept = at;
+            }
+            None => at += 1,
+        }
+    }
+    if kept == 0 {
+        return None;
+    }
+    out.extend_from_slice(&text[kept..]);
+    Some(out)
+}
+
+/// How long the secret is that begins here.
+fn secret_len(text: &[u8]) -> Option<usize> {
+    provider_len(text)
+        .or_else(|| jwt_len(text))
+        .or_else(|| telegram_len(text))
+        .or_else(|| random_len(text))
+}
+
+fn provider_len(text: &[u8]) -> Option<usize> {
+    KEYS.iter().find_map(|(begin, least)| {
+        let rest = text.strip_prefix(begin.as_bytes())?;
+        let len = rest.iter().take_while(|byte| is_key_byte(**byte)).count();
+        let body = &rest[..len];
+        let digits = body.iter().filter(|byte| byte.is_ascii_digit()).count();
+        // Names that begin so (`key-value-store-…`) have words, not digits.
+        let is_upper = body.iter().all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit());
+        let is_key = digits >= 2 || is_upper || looks_random(body);
+        (len >= *least && is_key).then_some(begin.len() + len)
+    })
+}
+
+/// `eyJ….eyJ….…`: a JSON web token; its parts begin with `{"` in Base64.
+fn jwt_len(text: &[u8]) -> Option<usize> {
+    if !text.starts_with(b"eyJ") {
+        return None;
+    }
+    let len = text.iter().take_while(|byte| is_base64_byte(**byte) || **byte == b'.').count();
+    let dots = memchr::memchr_iter(b'.', &text[..len]).count();
+    (dots >= 1 && len >= 32).then_some(len)
+}
+
+/// `123456789:AA…`: a bot's token.
+fn telegram_len(text: &[u8]) -> Option<usize> {
+    let digits = text.iter().take_while(|byte| byte.is_ascii_digit()).count();
+    if !(8..=10).contains(&digits) || text.get(digits) != Some(&b':') {
+        return None;
+    }
+    let len = text[digits + 1..]
+        .iter()
+        .take_while(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'))
+        .count();
+    (len >= 35).then_some(digits + 1 + len)
+}
+
+fn random_len(text: &[u8]) -> Option<usize> {
+    // A path or a name with its version goes on behind what it begins with, so all of it is looked at.
+    let len = text
+        .iter()
+        .take_while(|byte| is_base64_byte(**byte) || matches!(byte, b'.' | b':' | b'@' | b'~'))
+        .count();
+    let word = &text[..len];
+    let core = word.iter().take_while(|byte| is_base64_byte(**byte)).count();
+    is_random(&word[..core]).then_some(core)
+}
+
+/// Whether a text is long and looks random, as keys and encoded bytes do. Hexadecimal texts are not
+/// taken for secrets: commits, digests, containers and identities are what command lines are full of.
+pub(super) fn is_random(text: &[u8]) -> bool {
+    if text.len() < RANDOM_BYTES_MIN || !text.iter().all(|byte| is_base64_byte(*byte)) {
+        return false;
+    }
+    // Of a path each part is looked at; Base64 has a slash every 64 characters, a path every few.
+    let longest = text.split(|byte| *byte == b'/').max_by_key(|part| part.len()).unwrap_or(text);
+    let slashes = memchr::memchr_iter(b'/', text).count();
+    if slashes > 0 && text.len() / (slashes + 1) < 12 {
+        return false;
+    }
+    looks_random(if slashes > 0 && longest.len() >= RANDOM_BYTES_MIN { longest } else { text })
+}
+
+fn looks_random(text: &[u8]) -> bool {
+    let count = |is: fn(&u8) -> bool| text.iter().filter(|byte| is(byte)).count();
+    let (upper, lower, digits) =
+        (count(u8::is_ascii_uppercase), count(u8::is_ascii_lowercase), count(u8::is_ascii_digit));
+    if upper < 2 || lower < 2 || digits < 2 {
+        return false;
+    }
+    // Words of a name are written alike; in a random text the kind of letter changes at every third one or so.
+    let kind = |byte: &u8| match byte {
+        b'A'..=b'Z' => Some(0),
+        b'a'..=b'z' => Some(1),
+        b'0'..=b'9' => Some(2),
+        _ => None,
+    };
+    let differ =
+        |two: &&[u8]| matches!((kind(&two[0]), kind(&two[1])), (Some(a), Some(b)) if a != b);
+    let changes = text.windows(2).filter(differ).count();
+    changes * 10 >= text.len() * 3 && entropy(text) >= 3.5
+}
+
+/// Bits a character, by how often each occurs.
+fn entropy(text: &[u8]) -> f64 {
+    let mut counts = [0_usize; 256];
+    for byte in text {
+        counts[usize::from(*byte)] += 1;
+    }
+    let total = text.len() as f64;
+    let bits = |count: &usize| {
+        let share = *count as f64 / total;
+        -share * share.log2()
+    };
+    counts.iter().filter(|count| **count > 0).map(bits).sum()
+}
+
+/// A private key in PEM, from its first line on.
+fn private_key(text: &[u8]) -> Option<Vec<u8>> {
+    let begin = find(text, b"-----BEGIN ")?;
+    let rest = &text[begin..];
+    let line =
+        rest.iter().skip(11).position(|byte| *byte == b'-').map(|len| &rest[11..11 + len])?;
+    find(line, b"PRIVATE KEY")?;
+    let ends = find(rest, b"-----END ")
+        .and_then(|end| Some(end + 9 + find(&rest[end + 9..], b"-----")? + 5));
+    let mut out = text[..begin].to_vec();
+    out.extend(MASK);
+    out.extend_from_slice(&rest[ends.unwrap_or(rest.len())..]);
+    Some(out)
+}
+
+fn find(text: &[u8], what: &[u8]) -> Option<usize> {
+    memchr::memmem::find(text, what)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn random_texts_and_names() {
+        let random = [
+            "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY1",
+            "dGhpcyBpcyBhIHRlc3Qgb2YgQmFzZTY0IDEyMw==",
+            "Zx8Kq2Lw9Pv4Rt6Ys1Bn3Mc5Hd7",
+            "kJ8s-2Lw9_Pv4Rt6Ys1Bn3Mc5Hd7",
+        ];
+        for text in random {
+            assert!(is_random(text.as_bytes()), "{text}");
+        }
+        let names = [
+            "org/apache/hadoop/hdfs/server/NameNode2",
+            "0123456789abcdef0123456789abcdef01234567",
+            "GlobalAutoscalerConfigurationManagerFactory2024",
+            "/usr/lib/x86_64-linux-gnu/libexec/Foo9",
+            "kube-controller-manager-Leader-Election-V2",
+            "2024-01-01T00-00-00Z-Backup-Of-Everything",
+            "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA",
+            "short1A",
+        ];
+        for text in names {
+            assert!(!is_random(text.as_bytes()), "{text}");
+        }
+    }
+}
