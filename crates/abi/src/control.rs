@@ -158,6 +158,9 @@ pub struct Serve {
     pub slots: u16,
     /// Calls that may wait for a slot.
     pub credit: u16,
+    /// Calls that one connection may carry at once: 1 where a thread serves each connection, at most
+    /// [`crate::call::CALLS_IN_FLIGHT_MAX`]. Its callers are told.
+    pub concurrent: u16,
     /// What it does with a call that came through it.
     pub reentrancy: Reentrancy,
     /// Whether it can map rings.
@@ -296,6 +299,8 @@ pub struct Granted {
     pub methods: Vec<MethodPattern>,
     /// What the callee does with calls that came through it.
     pub reentrancy: Reentrancy,
+    /// Calls that may be in flight on this connection at once, as the callee said.
+    pub concurrent: u16,
 }
 
 /// A connection from a caller.

@@ -96,8 +96,7 @@ impl Kind {
     /// Which flags a frame of this kind may carry.
     pub fn flags(self) -> u16 {
         match self {
-            Kind::Call => flags::LENT | flags::PARTS | flags::STREAM,
-            Kind::Reply => flags::LENT | flags::PARTS | flags::STREAM,
+            Kind::Call | Kind::Reply => flags::LENT | flags::PARTS | flags::STREAM,
             Kind::Chunk => flags::LAST,
             _ => 0,
         }
@@ -473,11 +472,10 @@ impl<'a> Extensions<'a> {
                     extensions.on_behalf = Some(text);
                 }
                 ext::GROUP => {
-                    let &[a, b, c, d, e, f, g, h, m0, m1, s0, s1] = value else {
-                        return Err(malformed());
-                    };
+                    let (id, rest) = value.split_first_chunk().ok_or_else(malformed)?;
+                    let &[m0, m1, s0, s1] = rest else { return Err(malformed()) };
                     extensions.group = Some(Group {
-                        id: u64::from_le_bytes([a, b, c, d, e, f, g, h]),
+                        id: u64::from_le_bytes(*id),
                         member: u16::from_le_bytes([m0, m1]),
                         size: u16::from_le_bytes([s0, s1]),
                     });

@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -35,6 +35,11 @@ impl PidFd {
         let pid = Some(pid).filter(|pid| *pid > 0).and_then(Pid::from_raw);
         let pid = pid.ok_or_else(|| io::Error::from_raw_os_error(libc::EINVAL))?;
         Ok(PidFd { fd: pidfd_open(pid, PidfdFlags::empty())? })
+    }
+
+    /// Takes a process descriptor that the kernel or another process gave.
+    pub fn from_fd(fd: OwnedFd) -> PidFd {
+        PidFd { fd }
     }
 
     /// Sends the signal with this number, 1 to 64. A real-time signal is queued.
@@ -71,6 +76,13 @@ impl PidFd {
                 Err(errno) => return Err(errno.into()),
             }
         }
+    }
+}
+
+impl AsFd for PidFd {
+    /// Readable once the process has ended, for who waits for many things at once.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 }
 

@@ -1,0 +1,200 @@
+//! What nested calls inherit: the budget, the trace, the priority, the way they came, and the caller that
+//! waits above.
+//!
+//! A handler runs in its call's context; a call that is made there finds it by itself. Who starts a
+//! thread or a task of its own takes the context along with [`Context::current`] and
+//! [`Context::enter`], or its calls begin a trace of their own.
+
+use std::cell::{Cell, RefCell};
+use std::fmt;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use kumo_abi::call::{BUDGET_MS_DEFAULT, BUDGET_NS_MAX, InstanceId, RootId};
+use kumo_abi::frame::Chain;
+
+use crate::carrier::local::is_ended;
+use crate::time::now_ns;
+
+/// The end of a connection that a caller waits at: readable for "hung up" once it no longer does.
+pub(crate) type Upstream = Arc<dyn AsFd + Send + Sync>;
+
+/// What a call gives to the calls that are made for it. Cheap to clone.
+#[derive(Clone)]
+pub struct Context(Arc<Inner>);
+
+pub(crate) struct Inner {
+    pub(crate) root: RootId,
+    /// The call that is being handled; 0 at the root.
+    pub(crate) call: u64,
+    /// Its hop; 0 at the root.
+    pub(crate) hop: u8,
+    pub(crate) priority: u8,
+    pub(crate) deadline_ns: u64,
+    /// The instances it came through, with the one that handles it.
+    pub(crate) chain: Bytes,
+    pub(crate) baggage: Option<Bytes>,
+    pub(crate) instance: Option<InstanceId>,
+    pub(crate) upstream: Option<Upstream>,
+}
+
+impl fmt::Debug for Context {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Inner { root, call, hop, .. } = &*self.0;
+        write!(f, "Context {{ root: {root}, call: {call:016x}, hop: {hop} }}")
+    }
+}
+
+thread_local! {
+    static CURRENT: RefCell<Option<Context>> = const { RefCell::new(None) };
+    static DICE: Cell<u64> = const { Cell::new(0) };
+}
+
+impl Context {
+    pub(crate) fn new(inner: Inner) -> Context {
+        Context(Arc::new(inner))
+    }
+
+    /// The context of a call at the root, with a budget for all that is done in it.
+    pub fn root(budget: Duration) -> Context {
+        let budget_ns = u64::try_from(budget.as_nanos()).unwrap_or(u64::MAX).min(BUDGET_NS_MAX);
+        Context::new(Inner {
+            root: random_root(),
+            call: 0,
+            hop: 0,
+            priority: 0,
+            deadline_ns: now_ns().saturating_add(budget_ns),
+            chain: Bytes::new(),
+            baggage: None,
+            instance: None,
+            upstream: None,
+        })
+    }
+
+    /// The context that this thread or task is in, if it is in one.
+    pub fn current() -> Option<Context> {
+        CURRENT.with_borrow(Clone::clone)
+    }
+
+    pub(crate) fn current_or_root() -> Context {
+        Context::current()
+            .unwrap_or_else(|| Context::root(Duration::from_millis(BUDGET_MS_DEFAULT)))
+    }
+
+    /// Runs something in this context, on this thread.
+    pub fn enter<T>(&self, run: impl FnOnce() -> T) -> T {
+        let _back = Entered::new(self.clone());
+        run()
+    }
+
+    /// The trace.
+    pub fn trace(&self) -> RootId {
+        self.0.root
+    }
+
+    /// What is left of the budget.
+    pub fn left(&self) -> Duration {
+        Duration::from_nanos(self.0.deadline_ns.saturating_sub(now_ns()))
+    }
+
+    /// Whether nobody waits above any more: the caller has gone, has cancelled, or the budget is spent.
+    /// For handlers that compute for long without a call of their own.
+    pub fn is_over(&self) -> bool {
+        now_ns() >= self.0.deadline_ns || self.upstream().is_some_and(is_ended)
+    }
+
+    pub(crate) fn upstream(&self) -> Option<BorrowedFd<'_>> {
+        self.0.upstream.as_ref().map(|upstream| upstream.as_fd())
+    }
+
+    pub(crate) fn inner(&self) -> &Inner {
+        &self.0
+    }
+
+    pub(crate) fn chain(&self) -> Chain<'_> {
+        // They were checked when they came in, or put together by us.
+        Chain::decode(&self.0.chain).unwrap_or_default()
+    }
+}
+
+/// Puts the former context back, also when what runs in it panics or is dropped.
+pub(crate) struct Entered(Option<Context>);
+
+impl Entered {
+    pub(crate) fn new(context: Context) -> Entered {
+        Entered(CURRENT.replace(Some(context)))
+    }
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        CURRENT.set(self.0.take());
+    }
+}
+
+/// A random number, never 0: good enough to be unique, and not to be guessed by chance. Not a secret.
+pub(crate) fn random() -> u64 {
+    DICE.with(|dice| {
+        let mut state = dice.get();
+        if state == 0 {
+            state = seed();
+        }
+        // SplitMix64: every state once, so no number twice in a thread.
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        dice.set(state);
+        let mut mixed = state;
+        mixed = (mixed ^ mixed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (mixed ^ mixed >> 31).max(1)
+    })
+}
+
+fn seed() -> u64 {
+    use std::hash::{BuildHasher, Hasher, RandomState};
+    let mut bytes = [0; 8];
+    match rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()) {
+        Ok(8) => u64::from_le_bytes(bytes).max(1),
+        // An old container that forbids it: the standard library has its own ways.
+        _ => RandomState::new().build_hasher().finish().max(1),
+    }
+}
+
+fn random_root() -> RootId {
+    let mut root = [0; 16];
+    root[..8].copy_from_slice(&random().to_le_bytes());
+    root[8..].copy_from_slice(&random().to_le_bytes());
+    RootId(root)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_context_is_there_while_it_is_entered_and_also_after_a_panic_not_longer() {
+        assert!(Context::current().is_none());
+        let context = Context::root(Duration::from_secs(1));
+        let trace = context.enter(|| Context::current().map(|current| current.trace()));
+        assert_eq!(trace, Some(context.trace()));
+        let panics = || context.enter(|| panic!("on purpose"));
+        let panic = std::panic::catch_unwind(std::panic::AssertUnwindSafe(panics));
+        assert!(panic.is_err() && Context::current().is_none());
+    }
+
+    #[test]
+    fn a_spent_budget_is_over() {
+        assert!(Context::root(Duration::ZERO).is_over());
+        let long = Context::root(Duration::MAX);
+        assert!(!long.is_over() && long.left() <= Duration::from_nanos(BUDGET_NS_MAX));
+    }
+
+    #[test]
+    fn random_numbers_differ() {
+        let mut seen: Vec<u64> = (0..1_000).map(|_| random()).collect();
+        seen.sort_unstable();
+        seen.dedup();
+        assert_eq!(seen.len(), 1_000);
+    }
+}

@@ -1,0 +1,48 @@
+//! Synchronous calls by name, between processes of one host or across the world, that tell the truth.
+//!
+//! A call is bytes, a time budget and one reply. What is promised, and kept by `docs/decisions/0005`:
+//! a call that has no reply is *not executed* (trying again is safe) or its outcome is *unknown*, never
+//! wrongly the former; its budget, its trace and a cancel reach every call that is made for it; a call
+//! that would wait for itself is an error with its path; exhausted pools do not wait for each other.
+//!
+//! ```no_run
+//! use middlecon::Node;
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let node = Node::connect("/run/kumo".as_ref())?;
+//! let server = node
+//!     .serve(&"greeter".parse()?)
+//!     .method(&"greet".parse()?, |call| Ok([b"hello ", &call.body[..]].concat().into()))
+//!     .start()?;
+//! let reply = node.service(&"greeter".parse()?).call(&"greet".parse()?, b"world")?;
+//! assert_eq!(&reply[..], b"hello world");
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! | module | one idea |
+//! |---|---|
+//! | `rules/` | outcomes, slots, spinning, pulses: pure |
+//! | `broker/` | what a node decides about programs, servers and connections: pure, shared with the node |
+//! | `carrier/` | frames between two programs |
+//! | `node` | the connection to the node, kept by one thread |
+//! | `client`, `server` | blocking, a thread each: the fast path |
+//! | `context` | what nested calls inherit |
+//! | `program` | what this program shows its node |
+
+pub mod broker;
+mod carrier;
+mod client;
+mod context;
+mod error;
+mod gate;
+mod node;
+mod program;
+pub mod rules;
+mod server;
+mod time;
+
+pub use client::{Request, Service};
+pub use context::Context;
+pub use error::{CODE_NESTED, CallError, Failure};
+pub use node::{Node, NodeError, Welcome};
+pub use server::{Builder, CONNECTIONS_MAX, Call, Server};

@@ -1,0 +1,93 @@
+//! How long to look before sleeping: only where looking has paid.
+//!
+//! A hot pair on two cores answers within a microsecond, and sleeping costs many. But who shares a core
+//! with its peer looks in vain, for the peer cannot run meanwhile; and who waits for a slow handler
+//! burns a core for nothing.
+
+/// Longest time of looking: about what waking an idle core of a virtual machine costs.
+pub const SPIN_NS_MAX: u32 = 40_000;
+
+/// What is tried anew after a while, and below which looking is not begun.
+const TRY_NS: u32 = 4_000;
+
+/// After so many waits without looking, looking is tried again.
+const TRY_EVERY: u32 = 64;
+
+/// What one end of a connection has learned.
+#[derive(Clone, Copy, Debug)]
+pub struct Spin {
+    limit_ns: u32,
+    waits_asleep: u32,
+}
+
+impl Default for Spin {
+    fn default() -> Spin {
+        Spin { limit_ns: SPIN_NS_MAX / 2, waits_asleep: 0 }
+    }
+}
+
+impl Spin {
+    /// How long to look this time. `cpu` is ours, `peer_cpu` is where the peer was seen, if it says.
+    pub fn limit_ns(&mut self, cpu: usize, peer_cpu: Option<usize>) -> u32 {
+        if peer_cpu == Some(cpu) {
+            return 0;
+        }
+        if self.limit_ns >= TRY_NS {
+            return self.limit_ns;
+        }
+        self.waits_asleep += 1;
+        if self.waits_asleep.is_multiple_of(TRY_EVERY) { TRY_NS } else { 0 }
+    }
+
+    /// What came of looking for `limit_ns`: something after so many nanoseconds, or nothing.
+    pub fn learn(&mut self, limit_ns: u32, came_after_ns: Option<u64>) {
+        match came_after_ns {
+            _ if limit_ns == 0 => {}
+            Some(ns) => {
+                // Room for what takes a few times as long; a limit that fits forgets slowly.
+                let wanted =
+                    (ns.saturating_mul(8)).clamp(u64::from(TRY_NS), u64::from(SPIN_NS_MAX));
+                self.limit_ns = (self.limit_ns - self.limit_ns / 8).max(wanted as u32);
+            }
+            None => self.limit_ns /= 2,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn on_one_core_nobody_looks() {
+        let mut spin = Spin::default();
+        assert_eq!(spin.limit_ns(3, Some(3)), 0);
+        assert!(spin.limit_ns(3, Some(4)) > 0 && spin.limit_ns(3, None) > 0);
+    }
+
+    #[test]
+    fn what_does_not_pay_ends_and_is_tried_again_seldom() {
+        let mut spin = Spin::default();
+        let mut looked = 0;
+        for _ in 0..1_000 {
+            let limit_ns = spin.limit_ns(0, Some(1));
+            looked += u32::from(limit_ns > 0);
+            spin.learn(limit_ns, None);
+        }
+        assert!((10..30).contains(&looked), "{looked}");
+        // And what pays again is believed at once.
+        spin.learn(TRY_NS, Some(500));
+        assert_eq!(spin.limit_ns(0, Some(1)), TRY_NS);
+    }
+
+    #[test]
+    fn what_pays_keeps_a_limit_that_fits() {
+        let mut spin = Spin::default();
+        for _ in 0..100 {
+            spin.learn(spin.limit_ns, Some(2_000));
+        }
+        assert_eq!(spin.limit_ns, 16_000);
+        spin.learn(spin.limit_ns, Some(1_000_000));
+        assert_eq!(spin.limit_ns, SPIN_NS_MAX);
+    }
+}
