@@ -18,7 +18,12 @@ use crate::output::{ColorChoice, Output};
 use crate::scope::Scope;
 use crate::source::{NodeArgs, Reading, Source, SourceArgs};
 
+mod acl;
+mod answer;
+mod blocked;
 mod ca;
+mod call;
+mod callee;
 mod cel;
 mod completions;
 mod doctor;
@@ -37,16 +42,23 @@ mod leave;
 mod many;
 mod map;
 mod membership;
+mod oci_hook;
+mod outcome;
 mod output;
 mod pgrep;
 mod ps;
 mod scope;
+mod serve;
+mod services;
+mod shown;
 mod source;
+mod stop;
 mod table;
 mod testbed;
 mod text;
 mod token;
 mod top;
+mod trace;
 mod units;
 mod up;
 
@@ -101,6 +113,20 @@ enum Command {
     Hosts(hosts::Hosts),
     #[command(after_help = map::EXAMPLES)]
     Map(map::Map),
+    #[command(after_help = call::EXAMPLES)]
+    Call(Box<call::Call>),
+    #[command(after_help = serve::EXAMPLES)]
+    Serve(Box<serve::Serve>),
+    #[command(after_help = services::EXAMPLES)]
+    Services(services::Services),
+    #[command(after_help = blocked::EXAMPLES)]
+    Blocked(blocked::Blocked),
+    #[command(after_help = trace::EXAMPLES)]
+    Trace(trace::Trace),
+    #[command(after_help = acl::EXAMPLES)]
+    Acl(Box<acl::Acl>),
+    #[command(after_help = oci_hook::EXAMPLES)]
+    OciHook(Box<oci_hook::OciHook>),
     #[command(after_help = init::EXAMPLES)]
     Init(Box<init::Init>),
     #[command(after_help = token::EXAMPLES)]
@@ -167,6 +193,13 @@ fn run(cli: &Cli, out: &mut Output) -> Result<Exit, CommandError> {
         }
         Command::Hosts(args) => hosts::run(args, &open_node(cli, &args.at, out)?, out),
         Command::Map(args) => map::run(args, &open_node(cli, &args.at, out)?, out),
+        Command::Call(args) => call::run(args, out),
+        Command::Serve(args) => serve::run(args, out),
+        Command::Services(args) => services::run(args, &open_node(cli, &args.at, out)?, out),
+        Command::Blocked(args) => blocked::run(args, &open_node(cli, &args.at, out)?, out),
+        Command::Trace(args) => trace::run(args, &open_node(cli, &args.at, out)?, out),
+        Command::Acl(args) => acl::run(args, &open_node(cli, &args.at, out)?, out),
+        Command::OciHook(args) => oci_hook::run(args, out),
         Command::Init(args) => init::run(args, out),
         Command::Token(args) => token::run(args, &open_node(cli, &args.at, out)?, out),
         Command::Join(args) => join::run(args, out),
