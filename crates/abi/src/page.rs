@@ -73,6 +73,10 @@ pub mod program {
     /// How many calls found no room among those in flight.
     pub const UNLISTED_AT: usize = 136;
 
+    /// How many places for calls in flight were ever given out, lowest first: behind them all are empty,
+    /// and nobody needs to look there.
+    pub const PLACES_GIVEN_AT: usize = 144;
+
     /// Most names of service and method. Later ones are name 0, which is empty.
     pub const NAMES_MAX: usize = 512;
     /// Where names stand. Each is written once, before its number is used.

@@ -185,6 +185,11 @@ impl Fabric {
         self.parts.identity.load_full()
     }
 
+    /// A number for this start of its node, greater than that of every start before.
+    pub fn incarnation(&self) -> u64 {
+        self.parts.shared.incarnation
+    }
+
     /// All hosts of the cluster, the dead ones too, in order.
     pub fn hosts(&self) -> Vec<HostInfo> {
         self.parts.shared.hosts()

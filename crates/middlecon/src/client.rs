@@ -103,6 +103,23 @@ struct Prepared<'a> {
     wait: bool,
 }
 
+impl Prepared<'_> {
+    fn in_flight(&self, call: u64, connection: u32, since_ns: u64) -> InFlight {
+        let inner = self.context.inner();
+        InFlight {
+            call,
+            root: inner.root,
+            parent: inner.call,
+            since_ns,
+            budget_ns: self.deadline_ns.saturating_sub(since_ns),
+            connection,
+            name: self.name,
+            hop: inner.hop + 1,
+            thread: thread_id(),
+        }
+    }
+}
+
 impl Request<'_> {
     /// It may take this long. The budget of the context above is never exceeded.
     pub fn budget(mut self, budget: Duration) -> Self {
@@ -226,7 +243,7 @@ impl Service {
         match (answer.message, answer.fd) {
             (FromNode::Granted(granted), Some(socket)) => {
                 let name = self.shared.name.clone();
-                Connection::new(node, name, granted, socket, prepared.deadline_ns).map(Box::new)
+                Connection::new(node, name, granted, socket, prepared).map(Box::new)
             }
             (FromNode::Refused { cause, message, retry_after_ms, path, .. }, _) => {
                 Err(CallError::NotExecuted { cause, message, path, retry_after_ms })
@@ -264,7 +281,7 @@ impl Connection {
         service: ServiceName,
         granted: Granted,
         socket: OwnedFd,
-        deadline_ns: u64,
+        prepared: &Prepared<'_>,
     ) -> Result<Connection, CallError> {
         let closed = |error: CallError| {
             node.tell(&ToNode::Closed { connection: granted.connection }, None);
@@ -278,8 +295,14 @@ impl Connection {
             let message = "this program has too many connections";
             return Err(closed(CallError::not_executed(Cause::Exhausted, message)));
         };
-        // Before both have the other's page no call is sent, so none can be executed.
-        let link = Link::join(socket, ring, deadline_ns).map_err(|stop| {
+        // Before both have the other's page no call is sent, so none can be executed. It is in flight
+        // already, though: its node shall see who waits for whom, and whether the callee stands still.
+        let next_id = random();
+        let shown = prepared.in_flight(next_id, granted.connection, now_ns());
+        node.program.show(place, &shown);
+        let joined = Link::join(socket, ring, prepared.deadline_ns);
+        node.program.clear(place);
+        let link = joined.map_err(|stop| {
             node.program.leave(place);
             let notice = match stop {
                 Stop::Ended => why_it_ended(node, granted.connection, NOTICE_WAIT_NS),
@@ -300,7 +323,6 @@ impl Connection {
             receipts: None,
         };
         let held = Held::new(node, &link, resume);
-        let next_id = random();
         Ok(Connection {
             writer,
             reader,
@@ -336,20 +358,7 @@ impl Connection {
             ..Header::new(Kind::Call, id)
         };
         let program = &self.held.shared.program;
-        program.show(
-            self.place,
-            &InFlight {
-                call: id,
-                root: inner.root,
-                parent: inner.call,
-                since_ns: start_ns,
-                budget_ns,
-                connection: self.granted.connection,
-                name: prepared.name,
-                hop: header.hop,
-                thread: thread_id(),
-            },
-        );
+        program.show(self.place, &prepared.in_flight(id, self.granted.connection, start_ns));
         let result = self.exchange(prepared, header, body);
         let program = &self.held.shared.program;
         program.clear(self.place);

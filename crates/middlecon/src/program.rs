@@ -11,8 +11,8 @@ use std::sync::{Mutex, PoisonError};
 
 use kumo_abi::call::{Method, ServiceName};
 use kumo_abi::page::program::{
-    IN_FLIGHT_MAX, LEN_BYTES, MAGIC, MAGIC_AT, NAMES_MAX, NAMES_WRITTEN_AT, SPANS_WRITTEN_AT,
-    in_flight_at, name_at, receipts_at, span_at,
+    IN_FLIGHT_MAX, LEN_BYTES, MAGIC, MAGIC_AT, NAMES_MAX, NAMES_WRITTEN_AT, PLACES_GIVEN_AT,
+    SPANS_WRITTEN_AT, in_flight_at, name_at, receipts_at, span_at,
 };
 use kumo_abi::page::{InFlight, Span, WORD_BYTES, name_bytes, receipt_at};
 use kumo_sys::OwnPage;
@@ -65,6 +65,7 @@ impl Program {
             return None;
         }
         places.next += 1;
+        self.page.store(PLACES_GIVEN_AT, places.next.into(), Ordering::Release);
         Some(place)
     }
 
@@ -180,6 +181,8 @@ mod tests {
         let program = Program::new().expect("a page");
         let places: Vec<u32> = std::iter::from_fn(|| program.place()).collect();
         assert_eq!(places.len(), IN_FLIGHT_MAX);
+        let given = program.page.load(PLACES_GIVEN_AT, Ordering::Acquire);
+        assert_eq!(given, IN_FLIGHT_MAX as u64, "its node looks no further");
         program.leave(7);
         assert_eq!((program.place(), program.place()), (Some(7), None));
         let service: ServiceName = "s".parse().expect("a name");

@@ -6,6 +6,7 @@
 
 mod answer;
 mod api;
+mod calls;
 mod dirs;
 mod lock;
 mod names;
@@ -24,6 +25,7 @@ use k2i::http::tls::{TlsError, TlsFiles, load};
 use k2i::http::{Api, router_with};
 use k2i::{CollectorChoice, Engine, EngineConfig, OpenError};
 use kumo_abi::cluster::HostInfo;
+use kumo_abi::control::SOCKET_NAME as CALLS_SOCKET;
 use kumo_abi::{ClusterName, HostId};
 use kumo_fabric::identity::{Identity, IdentityError};
 use kumo_fabric::link::LinkError;
@@ -37,6 +39,7 @@ use tokio::time::timeout;
 
 pub use answer::HOST_ANSWER_BYTES_MAX;
 use answer::HostAnswerer;
+use calls::Calls;
 pub use api::{GATHER_BYTES_MAX, GATHERS_MAX};
 pub use dirs::{DirError, Dirs, SYSTEM_RUN_DIR, SYSTEM_STATE_DIR, default_dirs, socket_path};
 pub use k2i::options::DC_DEFAULT;
@@ -105,6 +108,14 @@ pub enum StartError {
     /// The address or the socket.
     #[error(transparent)]
     Bind(#[from] BindError),
+    /// The socket for calls.
+    #[error("cannot serve calls on {}", path.display())]
+    Calls {
+        /// The socket.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
     /// Threads or descriptors.
     #[error("the system lets us start no threads or open no descriptors")]
     Runtime(#[source] io::Error),
@@ -158,6 +169,7 @@ pub struct Node {
     /// one from their answers.
     apis: [Arc<Api>; 2],
     web: Web,
+    calls: Calls,
     answerer: Arc<HostAnswerer>,
     reopen: watch::Sender<bool>,
     url: String,
@@ -255,7 +267,14 @@ impl Node {
                 Web::Many(runtime.block_on(Fabric::open(config, answerer))?)
             }
         };
-        let shared = || api::Shared::new(web.clone(), stopping.clone(), reopen.clone());
+        let calls = Calls::start(web.clone(), &config.dirs.run, runtime.handle());
+        let calls = calls.map_err(|source| {
+            StartError::Calls { path: config.dirs.run.join(CALLS_SOCKET), source }
+        })?;
+        let shared = || {
+            let calls = Arc::clone(calls.shared());
+            api::Shared::new(web.clone(), calls, stopping.clone(), reopen.clone())
+        };
         answerer.open(router_with(others, api::own_routes(shared())));
         let apis = [open, local];
         let serve = |bound: Bound, api: &Arc<Api>| {
@@ -271,6 +290,7 @@ impl Node {
             serving,
             apis,
             web,
+            calls,
             answerer,
             reopen,
             url,
@@ -364,6 +384,7 @@ impl Drop for Node {
     fn drop(&mut self) {
         let Some(runtime) = self.runtime.take() else { return };
         self.stop.send_replace(true);
+        self.calls.stop();
         let serving = std::mem::take(&mut self.serving);
         runtime.block_on(async {
             for task in serving {

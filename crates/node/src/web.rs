@@ -79,6 +79,14 @@ impl Web {
         }
     }
 
+    /// Of which start of this node.
+    pub(crate) fn incarnation(&self) -> u64 {
+        match self {
+            Web::Lone(lone) => lone.incarnation,
+            Web::Many(fabric) => fabric.incarnation(),
+        }
+    }
+
     /// All hosts that are known, also dead ones, in order.
     pub(crate) fn hosts(&self) -> Vec<HostInfo> {
         match self {

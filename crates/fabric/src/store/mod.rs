@@ -22,7 +22,8 @@ use tokio::sync::broadcast;
 
 use self::disk::{Batch, Disk, Loaded};
 pub use self::lww::{Digest, Entry};
-use self::lww::{KEY_BYTES_MAX, Map, VALUE_BYTES_MAX};
+pub use self::lww::VALUE_BYTES_MAX;
+use self::lww::{KEY_BYTES_MAX, Map};
 use crate::clock::{AHEAD_MS_MAX, Clock, Stamp};
 use crate::wall::wall_ms;
 

@@ -4,14 +4,19 @@
 //! with its peer looks in vain, for the peer cannot run meanwhile; and who waits for a slow handler
 //! burns a core for nothing.
 
-/// Longest time of looking: about what waking an idle core of a virtual machine costs.
-pub const SPIN_NS_MAX: u32 = 40_000;
+/// Longest time of looking, and what is tried now and then: twice what waking an idle core of a virtual
+/// machine costs. A peer that sleeps must be woken once before two can be hot.
+pub const SPIN_NS_MAX: u32 = 100_000;
 
-/// What is tried anew after a while, and below which looking is not begun.
-const TRY_NS: u32 = 4_000;
+/// Shortest time while looking pays, so that a single slow reply does not end it.
+const SPIN_NS_MIN: u32 = 20_000;
 
-/// After so many waits without looking, looking is tried again.
-const TRY_EVERY: u32 = 64;
+/// Below this looking is given up: three misses after it last paid.
+const GIVE_UP_NS: u32 = 4_000;
+
+/// After so many waits without looking, looking is tried again. Trying in vain costs 3 microseconds a
+/// wait on average.
+const TRY_EVERY: u32 = 32;
 
 /// What one end of a connection has learned.
 #[derive(Clone, Copy, Debug)]
@@ -22,7 +27,7 @@ pub struct Spin {
 
 impl Default for Spin {
     fn default() -> Spin {
-        Spin { limit_ns: SPIN_NS_MAX / 2, waits_asleep: 0 }
+        Spin { limit_ns: SPIN_NS_MAX, waits_asleep: 0 }
     }
 }
 
@@ -32,11 +37,11 @@ impl Spin {
         if peer_cpu == Some(cpu) {
             return 0;
         }
-        if self.limit_ns >= TRY_NS {
+        if self.limit_ns >= GIVE_UP_NS {
             return self.limit_ns;
         }
         self.waits_asleep += 1;
-        if self.waits_asleep.is_multiple_of(TRY_EVERY) { TRY_NS } else { 0 }
+        if self.waits_asleep.is_multiple_of(TRY_EVERY) { SPIN_NS_MAX } else { 0 }
     }
 
     /// What came of looking for `limit_ns`: something after so many nanoseconds, or nothing.
@@ -45,9 +50,8 @@ impl Spin {
             _ if limit_ns == 0 => {}
             Some(ns) => {
                 // Room for what takes a few times as long; a limit that fits forgets slowly.
-                let wanted =
-                    (ns.saturating_mul(8)).clamp(u64::from(TRY_NS), u64::from(SPIN_NS_MAX));
-                self.limit_ns = (self.limit_ns - self.limit_ns / 8).max(wanted as u32);
+                let fits = ns.saturating_mul(4).min(SPIN_NS_MAX.into()).max(SPIN_NS_MIN.into());
+                self.limit_ns = (self.limit_ns - self.limit_ns / 8).max(fits as u32);
             }
             None => self.limit_ns /= 2,
         }
@@ -74,19 +78,21 @@ mod tests {
             looked += u32::from(limit_ns > 0);
             spin.learn(limit_ns, None);
         }
-        assert!((10..30).contains(&looked), "{looked}");
+        assert!((20..50).contains(&looked), "{looked}");
         // And what pays again is believed at once.
-        spin.learn(TRY_NS, Some(500));
-        assert_eq!(spin.limit_ns(0, Some(1)), TRY_NS);
+        spin.learn(SPIN_NS_MAX, Some(500));
+        assert_eq!(spin.limit_ns(0, Some(1)), SPIN_NS_MIN);
     }
 
     #[test]
     fn what_pays_keeps_a_limit_that_fits() {
         let mut spin = Spin::default();
         for _ in 0..100 {
-            spin.learn(spin.limit_ns, Some(2_000));
+            spin.learn(spin.limit_ns, Some(10_000));
         }
-        assert_eq!(spin.limit_ns, 16_000);
+        assert_eq!(spin.limit_ns, 40_000);
+        spin.learn(spin.limit_ns, None);
+        assert_eq!(spin.limit_ns(0, None), 20_000, "one slow reply ends nothing");
         spin.learn(spin.limit_ns, Some(1_000_000));
         assert_eq!(spin.limit_ns, SPIN_NS_MAX);
     }

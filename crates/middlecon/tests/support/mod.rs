@@ -311,16 +311,17 @@ pub struct Program {
 impl Program {
     /// This binary again, with the role in its environment. It is ready when it has written a line.
     pub fn spawn(role: &str, node: &TestNode) -> Program {
-        let mut program = Program::spawn_unready(role, node.run_dir().to_owned());
+        let mut program = Program::spawn_with(role, node.run_dir().to_owned(), &[]);
         assert_eq!(program.line(), "ready", "the role {role} begins");
         program
     }
 
-    pub fn spawn_unready(role: &str, run_dir: PathBuf) -> Program {
+    pub fn spawn_with(role: &str, run_dir: PathBuf, more: &[(&str, &str)]) -> Program {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "role", "--nocapture", "--quiet"])
             .env("MIDDLECON_ROLE", role)
             .env("MIDDLECON_DIR", run_dir)
+            .envs(more.iter().copied())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()

@@ -109,7 +109,7 @@ async fn read<T: DeserializeOwned>(request: Request) -> Result<T, Refused> {
 }
 
 /// The fabric, where there is one.
-fn fabric(shared: &Shared) -> Result<&Fabric, Refused> {
+pub(super) fn fabric(shared: &Shared) -> Result<&Fabric, Refused> {
     match &shared.web {
         Web::Many(fabric) => Ok(fabric),
         Web::Lone(_) => {

@@ -6,6 +6,7 @@
 mod admin;
 mod all;
 mod body;
+mod calls;
 mod gather;
 mod hosts;
 mod one;
@@ -22,6 +23,7 @@ use axum::response::{IntoResponse, Response};
 use k2i::http::{Refused, Via};
 use tokio::sync::{Semaphore, watch};
 
+use crate::calls::Shared as Calls;
 use crate::web::Web;
 
 pub(crate) use admin::Reopen;
@@ -43,6 +45,7 @@ type Reply = Result<Response, Refused>;
 #[derive(Clone)]
 pub(crate) struct Shared {
     pub(crate) web: Web,
+    calls: Arc<Calls>,
     places: Arc<Semaphore>,
     /// Says when the node stops: streams end then.
     stopping: watch::Receiver<bool>,
@@ -51,20 +54,27 @@ pub(crate) struct Shared {
 
 impl Shared {
     /// One for each listener: clients of one cannot fill the places of another.
-    pub(crate) fn new(web: Web, stopping: watch::Receiver<bool>, reopen: Reopen) -> Shared {
-        Shared { web, places: Arc::new(Semaphore::new(GATHERS_MAX)), stopping, reopen }
+    pub(crate) fn new(
+        web: Web,
+        calls: Arc<Calls>,
+        stopping: watch::Receiver<bool>,
+        reopen: Reopen,
+    ) -> Shared {
+        let places = Arc::new(Semaphore::new(GATHERS_MAX));
+        Shared { web, calls, places, stopping, reopen }
     }
 }
 
 /// Routes about this node.
 pub(crate) fn own_routes(shared: Shared) -> Router {
-    hosts::routes().with_state(shared)
+    hosts::routes().merge(calls::own_routes()).with_state(shared)
 }
 
 /// Routes that ask others, or change what the node is.
 pub(crate) fn wide_routes(shared: Shared) -> Router {
     let asking = all::routes().merge(one::routes()).route_layer(from_fn(near));
-    asking.merge(hosts::stream()).merge(admin::routes()).with_state(shared)
+    let local = admin::routes().merge(calls::local_routes());
+    asking.merge(hosts::stream()).merge(local).with_state(shared)
 }
 
 /// Lets through who is on this host. On an address that other machines reach nobody says who he is,
@@ -122,7 +132,8 @@ mod tests {
         let answerer = HostAnswerer::new(me.clone());
         let web = Web::lone(me, card(None), Instant::now(), answerer);
         let (_stop, stopping) = watch::channel(false);
-        let shared = Shared::new(web, stopping, watch::Sender::new(false));
+        let calls = Calls::idle(web.clone());
+        let shared = Shared::new(web, calls, stopping, watch::Sender::new(false));
         let mut request = Request::new(Body::empty());
         *request.uri_mut() = Uri::from_static(target);
         if let Some(via) = via {

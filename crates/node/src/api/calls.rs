@@ -1,0 +1,181 @@
+//! `/v2/calls/…`: services, who waits for whom, traces, access lists.
+
+use std::sync::Arc;
+
+use axum::body::Bytes;
+use axum::extract::rejection::{BytesRejection, PathRejection};
+use axum::extract::{Path, Request, State};
+use axum::http::StatusCode;
+use axum::routing::get;
+use axum::{RequestExt as _, Router};
+use k2i::http::{Refused, chain};
+use kumo_abi::call::{RootId, ServiceName};
+use kumo_fabric::Fabric;
+use kumo_fabric::store::StoreError;
+use serde_json::json;
+use tokio::task::spawn_blocking;
+
+use super::{Reply, Shared, check_local, json as document};
+use crate::calls::Shared as Calls;
+use crate::calls::rules::acl::Acl;
+use crate::calls::{acl_key, read_acl};
+
+/// About this host: others may ask for them over the fabric.
+pub(super) fn own_routes() -> Router<Shared> {
+    Router::new()
+        .route("/v2/calls/services", get(services))
+        .route("/v2/calls/blocked", get(blocked))
+        .route("/v2/calls/trace/{root}", get(trace))
+}
+
+/// What changes who may call what: for the commands of this host alone.
+pub(super) fn local_routes() -> Router<Shared> {
+    Router::new().route("/v2/calls/acl/{service}", get(acl).put(put_acl).delete(delete_acl))
+}
+
+/// Runs what reads many pages where blocking is fine.
+async fn show<T: serde::Serialize + Send + 'static>(
+    shared: &Shared,
+    read: impl FnOnce(&Calls) -> T + Send + 'static,
+) -> Reply {
+    let calls = Arc::clone(&shared.calls);
+    let shown = spawn_blocking(move || read(&calls)).await.map_err(|error| {
+        tracing::error!("an answer failed: {error}");
+        Refused::bug()
+    })?;
+    Ok(document(StatusCode::OK, &shown))
+}
+
+async fn services(State(shared): State<Shared>) -> Reply {
+    show(&shared, Calls::services).await
+}
+
+async fn blocked(State(shared): State<Shared>) -> Reply {
+    show(&shared, Calls::blocked).await
+}
+
+async fn trace(
+    State(shared): State<Shared>,
+    root: Result<Path<String>, PathRejection>,
+) -> Reply {
+    let Path(text) = root.map_err(|error| Refused::bad_request(error.body_text()))?;
+    let root = parse_root(&text).ok_or_else(|| {
+        let text = text.escape_debug();
+        Refused::bad_request(format!("`{text}` is no trace: it has 32 hexadecimal digits, not all 0"))
+    })?;
+    show(&shared, move |calls| calls.trace(root)).await
+}
+
+/// A trace as W3C writes it.
+pub(super) fn parse_root(text: &str) -> Option<RootId> {
+    let is_hex = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+    if text.len() != 32 || !text.bytes().all(is_hex) {
+        return None;
+    }
+    let number = u128::from_str_radix(text, 16).ok().filter(|number| *number != 0)?;
+    Some(RootId(number.to_be_bytes()))
+}
+
+fn service(name: Result<Path<String>, PathRejection>) -> Result<ServiceName, Refused> {
+    let Path(text) = name.map_err(|error| Refused::bad_request(error.body_text()))?;
+    text.parse().map_err(|error| {
+        let text = text.escape_debug();
+        Refused::bad_request(format!("`{text}` is no service: {error}"))
+    })
+}
+
+/// The fabric, where access lists are kept.
+fn fabric(shared: &Shared) -> Result<&Fabric, Refused> {
+    super::admin::fabric(shared)
+}
+
+async fn acl(
+    State(shared): State<Shared>,
+    name: Result<Path<String>, PathRejection>,
+    request: Request,
+) -> Reply {
+    check_local(&request)?;
+    let service = service(name)?;
+    match fabric(&shared)?.store().value(&acl_key(&service)) {
+        Some(value) => {
+            let acl = read_acl(&service, &value);
+            Ok(document(StatusCode::OK, &json!({ "service": service, "acl": acl })))
+        }
+        None => {
+            let detail = format!(
+                "`{service}` has no access list: everybody in the cluster may call it, and root or the user that holds \
+                 the name may serve it"
+            );
+            Err(Refused::new(StatusCode::NOT_FOUND, "no-acl", "There is no access list", detail))
+        }
+    }
+}
+
+async fn put_acl(
+    State(shared): State<Shared>,
+    name: Result<Path<String>, PathRejection>,
+    request: Request,
+) -> Reply {
+    check_local(&request)?;
+    let service = service(name)?;
+    let body: Result<Bytes, BytesRejection> = request.extract().await;
+    let body = body.map_err(|error| Refused::bad_request(error.body_text()))?;
+    let acl: Acl = serde_json::from_slice(&body)
+        .map_err(|error| Refused::bad_request(format!("the body is no access list: {error}")))?;
+    acl.check().map_err(|error| Refused::bad_request(error.to_string()))?;
+    let value = serde_json::to_vec(&acl).unwrap_or_default();
+    let (store, key) = (Arc::clone(fabric(&shared)?.store()), acl_key(&service));
+    change(move || store.put(&key, value)).await?;
+    tracing::info!(target: "audit", %service, "access list changed");
+    Ok(document(StatusCode::OK, &json!({ "service": service, "acl": acl })))
+}
+
+async fn delete_acl(
+    State(shared): State<Shared>,
+    name: Result<Path<String>, PathRejection>,
+    request: Request,
+) -> Reply {
+    check_local(&request)?;
+    let service = service(name)?;
+    let (store, key) = (Arc::clone(fabric(&shared)?.store()), acl_key(&service));
+    let was = store.value(&key).is_some();
+    if was {
+        change(move || store.remove(&key)).await?;
+        tracing::info!(target: "audit", %service, "access list removed");
+    }
+    Ok(document(StatusCode::OK, &json!({ "service": service, "removed": was })))
+}
+
+/// Writes to the desired state: when this returns, it is on the disk.
+async fn change(
+    write: impl FnOnce() -> Result<(), StoreError> + Send + 'static,
+) -> Result<(), Refused> {
+    let written = spawn_blocking(write).await.map_err(|error| {
+        tracing::error!("a change failed: {error}");
+        Refused::bug()
+    })?;
+    written.map_err(|error| {
+        let title = "The access list could not be written";
+        let status = match error {
+            StoreError::TooBig { .. } => StatusCode::BAD_REQUEST,
+            _ => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        Refused::new(status, "acl-failed", title, chain(&error))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn traces_are_written_as_w3c_does() {
+        let good = "4bf92f3577b34da6a3ce929d0e0e4736";
+        assert_eq!(parse_root(good).expect("a trace").to_string(), good);
+        let zero = "0".repeat(32);
+        for bad in ["", "4bf92f3577b34da6a3ce929d0e0e473", "4BF92F3577B34DA6A3CE929D0E0E4736", &zero] {
+            assert_eq!(parse_root(bad), None, "for {bad:?}");
+        }
+        assert_eq!(parse_root(&"+".repeat(32)), None);
+    }
+}

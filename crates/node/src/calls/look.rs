@@ -1,0 +1,121 @@
+//! Looks after calls that take long: a callee that stands still will not answer.
+//!
+//! Nobody looks while no program is connected, and only those processes are looked at for which a call has
+//! waited for a while.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use kumo_abi::call::{Cause, GrantId};
+use kumo_abi::control::{Connection, End};
+use tokio::sync::watch;
+use tokio::task::spawn_blocking;
+use tokio::time::{MissedTickBehavior, interval};
+
+use super::rules::Program;
+use super::rules::grants::Party;
+use super::still::Freezers;
+use super::{Shared, now_ns, pages};
+
+/// Between two looks, and how long a call has waited before its callee is looked at.
+const TICK: Duration = Duration::from_millis(100);
+
+/// Looks, as long as programs are there, until the node stops.
+pub(super) async fn keep(shared: Arc<Shared>, mut stopping: watch::Receiver<bool>) {
+    let freezers = Freezers::mounted();
+    let looking = async {
+        loop {
+            let came = shared.came.notified();
+            if shared.state().broker.programs().next().is_none() {
+                came.await;
+            }
+            let mut ticks = interval(TICK);
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            while shared.state().broker.programs().next().is_some() {
+                ticks.tick().await;
+                let (shared, freezers) = (Arc::clone(&shared), freezers.clone());
+                // A look that panicked has logged it; the next may do better.
+                let _ = spawn_blocking(move || look(&shared, &freezers)).await;
+            }
+        }
+    };
+    tokio::select! {
+        () = looking => {}
+        // An error means that the node is gone.
+        _ = stopping.wait_for(|stop| *stop) => {}
+    }
+}
+
+/// Looks once.
+fn look(shared: &Arc<Shared>, freezers: &Freezers) {
+    let slow = slow_calls(shared);
+    let (waited_for, suspended) = callees(shared, &slow);
+    let mut ended: Vec<GrantId> = Vec::new();
+    let mut found: Vec<(Program, bool)> = Vec::new();
+    for (program, (pid, grants)) in waited_for {
+        let still = freezers.stands_still(pid);
+        if still {
+            ended.extend(grants);
+        }
+        if still || suspended.contains(&program) {
+            found.push((program, still));
+        }
+    }
+    shared.act(|broker, now, fresh| {
+        for (program, still) in found {
+            broker.stands_still(program, still);
+        }
+        let mut effects = broker.end_all(&ended, Cause::Suspended, now, fresh);
+        effects.extend(broker.tick(now, fresh));
+        effects
+    });
+}
+
+/// The connections on which a call has waited for long.
+fn slow_calls(shared: &Shared) -> Vec<(Program, Connection)> {
+    let pages: Vec<_> =
+        shared.state().pages().map(|(program, page)| (program, Arc::clone(page))).collect();
+    let before_ns = now_ns().saturating_sub(TICK.as_nanos() as u64);
+    let mut slow = Vec::new();
+    for (program, page) in pages {
+        let calls = pages::in_flight(&page).filter(|call| call.since_ns <= before_ns);
+        slow.extend(calls.map(|call| (program, call.connection)));
+    }
+    slow
+}
+
+/// The programs of this host that are waited for, with their process and the connections on which they
+/// are; and those that stood still, which are looked at too, for they may go on. And which these are.
+type WaitedFor = BTreeMap<Program, (u32, BTreeSet<GrantId>)>;
+
+fn callees(shared: &Shared, slow: &[(Program, Connection)]) -> (WaitedFor, BTreeSet<Program>) {
+    let state = shared.state();
+    let broker = &state.broker;
+    let suspended: BTreeSet<Program> = broker
+        .registry()
+        .iter()
+        .filter(|instance| instance.suspended)
+        .map(|instance| instance.program)
+        .collect();
+    let mut waited_for = WaitedFor::new();
+    let mut add = |program: Program, grant: Option<GrantId>| {
+        if let Some(found) = broker.program(program).filter(|found| found.pid != 0) {
+            let entry = waited_for.entry(program).or_insert((found.pid, BTreeSet::new()));
+            entry.1.extend(grant);
+        }
+    };
+    suspended.iter().for_each(|program| add(*program, None));
+    for (program, connection) in slow {
+        // What a page says of a connection is believed of its own program's connections only.
+        let grant = broker.program(*program).and_then(|found| found.connection(*connection));
+        let Some(grant) = grant.and_then(|grant| broker.grants().get(&grant)) else { continue };
+        if !grant.is_of(End::Caller, *program) {
+            continue;
+        }
+        if let Party::Here { program: callee, .. } = grant.callee {
+            add(callee, Some(grant.id));
+        }
+    }
+    (waited_for, suspended)
+}
