@@ -89,6 +89,12 @@ impl Context {
         run()
     }
 
+    /// Polls a future in this context, on whatever thread it is polled.
+    pub fn run<F: Future>(&self, future: F) -> impl Future<Output = F::Output> + use<F> {
+        let (context, mut future) = (self.clone(), Box::pin(future));
+        std::future::poll_fn(move |cx| context.enter(|| future.as_mut().poll(cx)))
+    }
+
     /// The trace.
     pub fn trace(&self) -> RootId {
         self.0.root

@@ -41,8 +41,11 @@ pub mod rules;
 mod server;
 mod time;
 
-pub use client::{Request, Service};
+pub use client::tasks::{AsyncRequest, AsyncService};
+pub use client::threads::{Request, Service};
 pub use context::Context;
 pub use error::{CODE_NESTED, CallError, Failure};
 pub use node::{Node, NodeError, Welcome};
-pub use server::{Builder, CONNECTIONS_MAX, Call, Server};
+pub use server::tasks::{AsyncBuilder, AsyncCall};
+pub use server::threads::{Builder, Call};
+pub use server::{CONNECTIONS_MAX, Server};

@@ -425,7 +425,8 @@ impl Shared {
         Err(CallError::not_executed(cause, "while waiting for the node"))
     }
 
-    fn give_back(&self, answer: Answer) {
+    /// Nobody wants what the node granted.
+    pub(crate) fn give_back(&self, answer: Answer) {
         if let FromNode::Granted(granted) = &answer.message {
             let connection = granted.connection;
             drop(answer);

@@ -1,6 +1,7 @@
 //! What carries frames between two programs, and what is known of a call when a carrier ends.
 
 pub(crate) mod local;
+pub(crate) mod tasks;
 
 use std::io;
 

@@ -5,18 +5,21 @@
 //! waits for any more, ends its connection: its callee learns by that, at once, that it need not go on.
 
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use kumo_abi::call::{BODY_BYTES_MAX, Cause, HOPS_MAX, Method, ServiceName, Status};
-use kumo_abi::control::{Carrier, End, FromNode, Granted, Open, Resume, ToNode};
-use kumo_abi::frame::{Extensions, Header, Kind};
-use kumo_abi::page::{InFlight, Side, Span};
+use kumo_abi::call::{Cause, Method, ServiceName, Status};
+use kumo_abi::control::{Carrier, FromNode, Granted, ToNode};
+use kumo_abi::frame::{Header, Kind};
 
+use super::{
+    ATTEMPTS_MAX, How, NOTICE_WAIT_NS, Prepared, cause_of, check_grant, hear, is_good_after,
+    resume, status, words,
+};
+use crate::carrier::Stop;
 use crate::carrier::local::{Link, Reader, Writer};
-use crate::carrier::{Frame, Stop};
-use crate::context::{Context, random};
+use crate::context::random;
 use crate::error::CallError;
 use crate::node::{Held, Node, Shared, why_it_ended};
 use crate::rules::truth::{Event, Flight, Taken, may_retry};
@@ -24,13 +27,6 @@ use crate::time::now_ns;
 
 /// Idle connections of a service that are kept. Above that they are closed.
 const IDLE_MAX: usize = 64;
-
-/// Attempts of one call that end on old connections, before the last failure is told.
-const ATTEMPTS_MAX: usize = 4;
-
-/// How long the cause of an end is waited for on one host: its node hears of a death in well below a
-/// millisecond. The outcome itself does not depend on it.
-const NOTICE_WAIT_NS: u64 = 2_000_000;
 
 /// A service, to be called. Cheap to clone; clones share their connections.
 #[derive(Clone)]
@@ -68,7 +64,7 @@ impl Service {
 
     /// A call with options.
     pub fn request<'a>(&'a self, method: &'a Method) -> Request<'a> {
-        Request { service: self, method, budget: None, priority: None, wait: false }
+        Request { service: self, method, how: How::default() }
     }
 
     /// How many idle connections it has.
@@ -76,7 +72,7 @@ impl Service {
         self.pool().len()
     }
 
-    fn pool(&self) -> std::sync::MutexGuard<'_, Vec<Box<Connection>>> {
+    fn pool(&self) -> MutexGuard<'_, Vec<Box<Connection>>> {
         self.shared.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -87,55 +83,25 @@ impl Service {
 pub struct Request<'a> {
     service: &'a Service,
     method: &'a Method,
-    budget: Option<Duration>,
-    priority: Option<u8>,
-    wait: bool,
-}
-
-/// What all attempts of one call share.
-struct Prepared<'a> {
-    context: &'a Context,
-    method: &'a Method,
-    name: u16,
-    ext: Vec<u8>,
-    priority: u8,
-    deadline_ns: u64,
-    wait: bool,
-}
-
-impl Prepared<'_> {
-    fn in_flight(&self, call: u64, connection: u32, since_ns: u64) -> InFlight {
-        let inner = self.context.inner();
-        InFlight {
-            call,
-            root: inner.root,
-            parent: inner.call,
-            since_ns,
-            budget_ns: self.deadline_ns.saturating_sub(since_ns),
-            connection,
-            name: self.name,
-            hop: inner.hop + 1,
-            thread: thread_id(),
-        }
-    }
+    how: How,
 }
 
 impl Request<'_> {
     /// It may take this long. The budget of the context above is never exceeded.
     pub fn budget(mut self, budget: Duration) -> Self {
-        self.budget = Some(budget);
+        self.how.budget = Some(budget);
         self
     }
 
     /// How urgent it is, where it must wait for a slot: 0 is the least, and the default at the root.
     pub fn priority(mut self, priority: u8) -> Self {
-        self.priority = Some(priority);
+        self.how.priority = Some(priority);
         self
     }
 
     /// Where all instances are taken, waits for one within the budget; else that is BUSY.
     pub fn wait_for_place(mut self) -> Self {
-        self.wait = true;
+        self.how.wait = true;
         self
     }
 
@@ -144,66 +110,22 @@ impl Request<'_> {
     /// # Errors
     /// See [`CallError`]: its kind says whether trying again is safe.
     pub fn call(self, body: &[u8]) -> Result<Bytes, CallError> {
-        let context = Context::current_or_root();
-        let inner = context.inner();
-        let now_ns_at_start = now_ns();
-        let own_deadline_ns = self.budget.map_or(inner.deadline_ns, |budget| {
-            now_ns_at_start.saturating_add(u64::try_from(budget.as_nanos()).unwrap_or(u64::MAX))
-        });
-        let deadline_ns = own_deadline_ns.min(inner.deadline_ns);
-        if inner.hop >= HOPS_MAX {
-            let message = format!("a chain of calls has at most {HOPS_MAX} hops");
-            return Err(CallError::NotExecuted {
-                cause: Cause::Depth,
-                message,
-                path: context.chain().hops(),
-                retry_after_ms: None,
-            });
-        }
-        if now_ns_at_start >= deadline_ns {
-            return Err(CallError::not_executed(Cause::Deadline, ""));
-        }
-        if context.upstream().is_some() && context.is_over() {
-            return Err(CallError::not_executed(Cause::Cancelled, ""));
-        }
-        if body.len() as u64 > BODY_BYTES_MAX {
-            let message =
-                format!("a body has at most {BODY_BYTES_MAX} bytes, and this has {}", body.len());
-            return Err(CallError::not_executed(Cause::TooLarge, message));
-        }
-        let mut ext = Vec::with_capacity(128);
-        let extensions = Extensions {
-            method: Some(self.method.as_str()),
-            chain: context.chain(),
-            baggage: inner.baggage.as_deref(),
-            ..Extensions::default()
-        };
-        extensions
-            .encode(&mut ext)
-            .map_err(|error| CallError::not_executed(Cause::TooLarge, error.to_string()))?;
-        let node = &self.service.node.shared;
-        let prepared = Prepared {
-            context: &context,
-            method: self.method,
-            name: node.program.name(&self.service.shared.name, self.method),
-            ext,
-            priority: self.priority.unwrap_or(inner.priority),
-            deadline_ns,
-            wait: self.wait,
-        };
+        let Request { service, method, how } = self;
+        let node = &service.node.shared;
+        let mut prepared = Prepared::new(node, &service.shared.name, method, how, body.len())?;
+        prepared.thread = thread_id();
         for attempt in 1.. {
-            let mut connection = self.service.connection(&prepared)?;
+            let mut connection = service.connection(&prepared)?;
             let used_before = connection.used;
             let result = connection.call(&prepared, body);
             connection.used = true;
-            let status = result.as_ref().map_or_else(CallError::status, |_| Status::Done);
             if connection.good {
-                let mut idle = self.service.pool();
+                let mut idle = service.pool();
                 if idle.len() < IDLE_MAX {
                     idle.push(connection);
                 }
             }
-            if attempt == ATTEMPTS_MAX || !may_retry(status, used_before) {
+            if attempt == ATTEMPTS_MAX || !may_retry(status(&result), used_before) {
                 return result;
             }
         }
@@ -213,7 +135,7 @@ impl Request<'_> {
 
 impl Service {
     /// An idle connection that nobody has said has ended, or a new one.
-    fn connection(&self, prepared: &Prepared<'_>) -> Result<Box<Connection>, CallError> {
+    fn connection(&self, prepared: &Prepared) -> Result<Box<Connection>, CallError> {
         loop {
             let idle = self.pool().pop();
             match idle {
@@ -224,19 +146,10 @@ impl Service {
         }
     }
 
-    fn open(&self, prepared: &Prepared<'_>) -> Result<Box<Connection>, CallError> {
+    fn open(&self, prepared: &Prepared) -> Result<Box<Connection>, CallError> {
         let node = &self.node.shared;
         let request = node.request();
-        let inner = prepared.context.inner();
-        let open = Open {
-            request,
-            service: self.shared.name.clone(),
-            budget_ms: prepared.deadline_ns.saturating_sub(now_ns()).div_ceil(1_000_000),
-            chain: prepared.context.chain().hops(),
-            from: inner.instance,
-            ring: true,
-            wait: prepared.wait,
-        };
+        let open = prepared.open(request, &self.shared.name);
         let upstream = prepared.context.upstream();
         let answer =
             node.ask_and_wait(request, &ToNode::Open(open), upstream, prepared.deadline_ns)?;
@@ -281,7 +194,7 @@ impl Connection {
         service: ServiceName,
         granted: Granted,
         socket: OwnedFd,
-        prepared: &Prepared<'_>,
+        prepared: &Prepared,
     ) -> Result<Connection, CallError> {
         let closed = |error: CallError| {
             node.tell(&ToNode::Closed { connection: granted.connection }, None);
@@ -312,17 +225,7 @@ impl Connection {
             closed(CallError::not_executed(cause, stop.to_string()))
         })?;
         let (link, writer, reader) = link.split();
-        let resume = Resume {
-            connection: granted.connection,
-            grant: granted.grant,
-            end: End::Caller,
-            service: service.clone(),
-            instance: granted.serving.instance,
-            peer: granted.peer.clone(),
-            carrier: granted.carrier,
-            receipts: None,
-        };
-        let held = Held::new(node, &link, resume);
+        let held = Held::new(node, &link, resume(&granted, &service));
         Ok(Connection {
             writer,
             reader,
@@ -337,50 +240,25 @@ impl Connection {
         })
     }
 
-    fn call(&mut self, prepared: &Prepared<'_>, body: &[u8]) -> Result<Bytes, CallError> {
+    fn call(&mut self, prepared: &Prepared, body: &[u8]) -> Result<Bytes, CallError> {
         let id = self.next_id;
         self.next_id = id.wrapping_add(1).max(1);
-        if !self.granted.methods.iter().any(|pattern| pattern.allows(prepared.method.as_str())) {
-            let message = format!("no grant for `{}` of {}", prepared.method, self.service);
-            return Err(CallError::not_executed(Cause::Denied, message));
-        }
-        let inner = prepared.context.inner();
+        check_grant(&self.granted, &self.service, &prepared.method)?;
         let start_ns = now_ns();
-        let budget_ns = prepared.deadline_ns.saturating_sub(start_ns);
-        let header = Header {
-            code: prepared.method.number(),
-            priority: prepared.priority,
-            hop: inner.hop + 1,
-            budget_ns,
-            root: inner.root,
-            parent: inner.call,
-            incarnation: self.granted.serving.incarnation,
-            ..Header::new(Kind::Call, id)
-        };
+        let header = prepared.header(&self.granted, id, start_ns);
         let program = &self.held.shared.program;
         program.show(self.place, &prepared.in_flight(id, self.granted.connection, start_ns));
         let result = self.exchange(prepared, header, body);
-        let program = &self.held.shared.program;
-        program.clear(self.place);
-        program.span(Span {
-            number: 0,
-            root: inner.root,
-            call: id,
-            parent: inner.call,
-            start_ns,
-            took_ns: now_ns() - start_ns,
-            status: result.as_ref().map_or_else(CallError::status, |_| Status::Done).number(),
-            name: prepared.name,
-            hop: header.hop,
-            side: Side::Caller,
-        });
+        self.held.shared.program.clear(self.place);
+        prepared.show(&self.held.shared, id, start_ns, &result);
+        self.good &= is_good_after(&result);
         result
     }
 
     /// Sends the call and hears how it ended.
     fn exchange(
         &mut self,
-        prepared: &Prepared<'_>,
+        prepared: &Prepared,
         header: Header,
         body: &[u8],
     ) -> Result<Bytes, CallError> {
@@ -390,7 +268,11 @@ impl Connection {
         while stop.is_none() {
             let next = self.reader.next(prepared.context.upstream(), prepared.deadline_ns);
             match next {
-                Ok(frame) => match self.hear(&mut flight, header.call, frame) {
+                // Others are late answers of calls that nobody waits for any more.
+                Ok(frame) if frame.header.call != header.call => {
+                    self.good &= frame.header.kind != Kind::Goaway;
+                }
+                Ok(frame) => match hear(&mut flight, frame) {
                     Ok(None) => {}
                     Ok(Some(result)) => return result,
                     Err(error) => stop = Some(error),
@@ -404,7 +286,9 @@ impl Connection {
         // What came while we took it back counts, too: a reply that was written is a reply.
         if taken == Taken::Yes && matches!(stop, Stop::Ended | Stop::Deadline) {
             while let Ok(Some(frame)) = self.reader.try_next() {
-                if let Ok(Some(result)) = self.hear(&mut flight, header.call, frame) {
+                if frame.header.call == header.call
+                    && let Ok(Some(result)) = hear(&mut flight, frame)
+                {
                     return result;
                 }
             }
@@ -419,60 +303,7 @@ impl Connection {
             ref other => cause_of(other),
         };
         let status = flight.step(Event::Stop(cause, taken)).unwrap_or(Status::Unknown(cause));
-        let message = match stop {
-            Stop::Hostile(_) | Stop::Passed(_) | Stop::Io(_) => stop.to_string(),
-            _ => String::new(),
-        };
-        Err(CallError::from_status(status, message))
-    }
-
-    /// Takes a frame; the result if it decides one.
-    fn hear(
-        &mut self,
-        flight: &mut Flight,
-        id: u64,
-        frame: Frame,
-    ) -> Result<Option<Result<Bytes, CallError>>, Stop> {
-        if frame.header.kind == Kind::Goaway {
-            self.good = false;
-        }
-        // Others are late answers of calls that nobody waits for any more.
-        if frame.header.call != id {
-            return Ok(None);
-        }
-        let event = match frame.header.kind {
-            Kind::Received => Event::Received,
-            Kind::Reply => Event::Answer(Status::Done),
-            Kind::Error => match Status::from_number(frame.header.code) {
-                Some(Status::Done) | None => return Err(Stop::Passed("an error without a status")),
-                Some(status) => Event::Answer(status),
-            },
-            _ => return Ok(None),
-        };
-        let Some(status) = flight.step(event) else { return Ok(None) };
-        if status == Status::Done {
-            return Ok(Some(Ok(frame.body)));
-        }
-        let extensions = frame.extensions()?;
-        let mut error =
-            CallError::from_status(status, String::from_utf8_lossy(&frame.body).into_owned());
-        if let CallError::NotExecuted { cause, path, retry_after_ms, .. } = &mut error {
-            path.extend(extensions.chain.hops());
-            *retry_after_ms = extensions.retry_after_ms;
-            self.good &= !matches!(cause, Cause::Draining | Cause::Stale);
-        }
-        Ok(Some(Err(error)))
-    }
-}
-
-/// The cause that a stop has by itself.
-fn cause_of(stop: &Stop) -> Cause {
-    match stop {
-        Stop::Ended => Cause::Lost,
-        Stop::Hostile(_) | Stop::Passed(_) => Cause::Malformed,
-        Stop::Deadline => Cause::Deadline,
-        Stop::Cancelled => Cause::Cancelled,
-        Stop::Io(_) => Cause::Exhausted,
+        Err(CallError::from_status(status, words(&stop)))
     }
 }
 

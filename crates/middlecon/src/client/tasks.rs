@@ -1,0 +1,555 @@
+//! Calls that a task awaits. Many share a connection; dropping a call cancels it.
+//!
+//! A call that nobody waits for any more keeps its place on the connection until its callee has answered
+//! it, so that no later call can take over its receipt and its revocation.
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use kumo_abi::call::{CALLS_IN_FLIGHT_MAX, Cause, Method, ServiceName, Status};
+use kumo_abi::control::{Carrier, Connection, FromNode, Granted, ToNode};
+use kumo_abi::frame::{Header, Kind};
+use kumo_abi::page::Notice;
+use tokio::sync::oneshot;
+
+use super::{
+    ATTEMPTS_MAX, How, NOTICE_WAIT_NS, Prepared, cause_of, check_grant, hear, is_good_after,
+    resume, status, words,
+};
+use crate::carrier::local::{Link, Writer};
+use crate::carrier::tasks::{Inbox, join, send};
+use crate::carrier::{Frame, Stop};
+use crate::context::random;
+use crate::error::CallError;
+use crate::node::{Answer, Held, Node, Shared};
+use crate::rules::truth::{Event, Flight, Taken, may_retry};
+use crate::time::now_ns;
+
+/// Most connections to one service: as many calls on servers that take one at a time.
+const LINES_MAX: usize = 256;
+
+type Outcome = Result<Bytes, CallError>;
+
+/// A service, to be called by tasks of a tokio runtime. Cheap to clone; clones share their connections.
+#[derive(Clone)]
+pub struct AsyncService {
+    node: Node,
+    shared: Arc<ServiceShared>,
+}
+
+struct ServiceShared {
+    name: ServiceName,
+    lines: Mutex<Vec<Arc<Line>>>,
+    /// One opens at a time: who waited for another's line finds room on it.
+    opening: tokio::sync::Mutex<()>,
+}
+
+impl Node {
+    /// A service by its name, for tasks. Nothing is asked yet: the first call opens a connection.
+    pub fn service_async(&self, name: &ServiceName) -> AsyncService {
+        let shared = ServiceShared {
+            name: name.clone(),
+            lines: Mutex::default(),
+            opening: tokio::sync::Mutex::default(),
+        };
+        AsyncService { node: self.clone(), shared: Arc::new(shared) }
+    }
+}
+
+/// A call that is being put together.
+#[must_use = "nothing is called before `call` is awaited"]
+#[derive(Clone)]
+pub struct AsyncRequest<'a> {
+    service: &'a AsyncService,
+    method: &'a Method,
+    how: How,
+}
+
+impl AsyncRequest<'_> {
+    /// It may take this long. The budget of the context above is never exceeded.
+    pub fn budget(mut self, budget: Duration) -> Self {
+        self.how.budget = Some(budget);
+        self
+    }
+
+    /// How urgent it is, where it must wait for a slot: 0 is the least, and the default at the root.
+    pub fn priority(mut self, priority: u8) -> Self {
+        self.how.priority = Some(priority);
+        self
+    }
+
+    /// Where all instances are taken, waits for one within the budget; else that is BUSY.
+    pub fn wait_for_place(mut self) -> Self {
+        self.how.wait = true;
+        self
+    }
+
+    /// Calls, and waits for the reply. Dropped, the call is cancelled, down to its last hop.
+    ///
+    /// # Errors
+    /// See [`CallError`]: its kind says whether trying again is safe.
+    pub async fn call(self, body: &[u8]) -> Result<Bytes, CallError> {
+        let AsyncRequest { service, method, how } = self;
+        let shared = &service.shared;
+        let prepared = Prepared::new(&service.node.shared, &shared.name, method, how, body.len())?;
+        for attempt in 1.. {
+            let (line, seat) = service.seat(&prepared).await?;
+            let used_before = line.wires.used.swap(true, Ordering::Relaxed);
+            let result = line.call(seat, &prepared, body).await;
+            if attempt == ATTEMPTS_MAX || !may_retry(status(&result), used_before) {
+                return result;
+            }
+        }
+        unreachable!("the last attempt returns")
+    }
+}
+
+impl AsyncService {
+    /// Its name.
+    pub fn name(&self) -> &ServiceName {
+        &self.shared.name
+    }
+
+    /// Calls a method and waits for its reply, within the budget of the context (30 s at the root).
+    ///
+    /// # Errors
+    /// See [`CallError`]: its kind says whether trying again is safe.
+    pub async fn call(&self, method: &Method, body: &[u8]) -> Result<Bytes, CallError> {
+        self.request(method).call(body).await
+    }
+
+    /// A call with options.
+    pub fn request<'a>(&'a self, method: &'a Method) -> AsyncRequest<'a> {
+        AsyncRequest { service: self, method, how: How::default() }
+    }
+
+    /// How many connections it has.
+    pub fn connections(&self) -> usize {
+        self.lines().len()
+    }
+
+    fn lines(&self) -> MutexGuard<'_, Vec<Arc<Line>>> {
+        self.shared.lines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A place on a connection that has one, if there is such a connection.
+    fn free_seat(&self) -> Option<(Arc<Line>, Seat)> {
+        let mut lines = self.lines();
+        lines.retain(|line| line.wires.is_good());
+        lines.iter().find_map(|line| Some((line.clone(), line.wires.seat()?)))
+    }
+
+    async fn seat(&self, prepared: &Prepared) -> Result<(Arc<Line>, Seat), CallError> {
+        if let Some(seat) = self.free_seat() {
+            return Ok(seat);
+        }
+        let left = Duration::from_nanos(prepared.deadline_ns.saturating_sub(now_ns()));
+        let deadline = |_| CallError::not_executed(Cause::Deadline, "while waiting for the node");
+        let _opens =
+            tokio::time::timeout(left, self.shared.opening.lock()).await.map_err(deadline)?;
+        if let Some(seat) = self.free_seat() {
+            return Ok(seat);
+        }
+        if self.lines().len() >= LINES_MAX {
+            let message = format!("a service has at most {LINES_MAX} connections of one program");
+            return Err(CallError::not_executed(Cause::Exhausted, message));
+        }
+        let line = Arc::new(self.open(prepared).await?);
+        // Nobody else has seen it yet, and it has one place at least.
+        let seat = line.wires.seat();
+        let seat = seat.ok_or_else(|| CallError::not_executed(Cause::Exhausted, "no place"))?;
+        self.lines().push(line.clone());
+        Ok((line, seat))
+    }
+
+    async fn open(&self, prepared: &Prepared) -> Result<Line, CallError> {
+        let node = &self.node.shared;
+        let asking = Asking { node, request: node.request() };
+        let open = prepared.open(asking.request, &self.shared.name);
+        let (send, answer) = oneshot::channel();
+        let back = node.clone();
+        node.ask(
+            asking.request,
+            &ToNode::Open(open),
+            Box::new(move |answer| {
+                if let Err(answer) = send.send(answer) {
+                    back.give_back(answer);
+                }
+            }),
+        );
+        let left = Duration::from_nanos(prepared.deadline_ns.saturating_sub(now_ns()));
+        let answer = match tokio::time::timeout(left, answer).await {
+            Ok(Ok(answer)) => answer,
+            _ => {
+                let message = "while waiting for the node";
+                return Err(CallError::not_executed(Cause::Deadline, message));
+            }
+        };
+        match answer {
+            Answer { message: FromNode::Granted(granted), fd: Some(socket) } => {
+                Line::new(node, &self.shared.name, granted, socket, prepared).await
+            }
+            Answer {
+                message: FromNode::Refused { cause, message, retry_after_ms, path, .. },
+                ..
+            } => Err(CallError::NotExecuted { cause, message, path, retry_after_ms }),
+            _ => Err(CallError::not_executed(Cause::Malformed, "the node answered something else")),
+        }
+    }
+}
+
+/// A question that is forgotten when nobody waits for its answer any more.
+struct Asking<'a> {
+    node: &'a Arc<Shared>,
+    request: u64,
+}
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        self.node.forget(self.request);
+    }
+}
+
+/// A grant that goes back to the node unless it became a connection.
+struct GoesBack<'a> {
+    node: &'a Arc<Shared>,
+    connection: Connection,
+    places: Vec<u32>,
+    kept: bool,
+}
+
+impl Drop for GoesBack<'_> {
+    fn drop(&mut self) {
+        if !self.kept {
+            self.places.iter().for_each(|place| {
+                self.node.program.clear(*place);
+                self.node.program.leave(*place);
+            });
+            self.node.tell(&ToNode::Closed { connection: self.connection }, None);
+        }
+    }
+}
+
+/// A connection that many calls share. Dropped by the last, it ends. The order of fields is that of their
+/// end.
+struct Line {
+    wires: Arc<Wires>,
+    service: ServiceName,
+    places: Vec<u32>,
+    held: Held,
+}
+
+/// What calls and the task that receives share.
+struct Wires {
+    link: Arc<Link>,
+    writer: Mutex<Writer>,
+    granted: Granted,
+    state: Mutex<State>,
+    ended: AtomicBool,
+    draining: AtomicBool,
+    used: AtomicBool,
+}
+
+struct State {
+    /// A bit for each place that is free.
+    free: u64,
+    /// How many calls were made, from a random number: ids are never used again.
+    count: u64,
+    pending: HashMap<u64, Pending>,
+}
+
+/// A call that was sent, or soon will be.
+struct Pending {
+    flight: Flight,
+    /// Nothing once nobody waits any more.
+    wake: Option<oneshot::Sender<Outcome>>,
+}
+
+/// A place of a call on a connection.
+struct Seat {
+    id: u64,
+}
+
+impl Seat {
+    fn index(&self) -> usize {
+        (self.id % CALLS_IN_FLIGHT_MAX as u64) as usize
+    }
+}
+
+impl Wires {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_good(&self) -> bool {
+        !self.ended.load(Ordering::Acquire) && !self.draining.load(Ordering::Relaxed)
+    }
+
+    fn seat(&self) -> Option<Seat> {
+        let mut state = self.state();
+        let index = state.free.trailing_zeros();
+        if index as usize >= CALLS_IN_FLIGHT_MAX {
+            return None;
+        }
+        state.free &= !(1 << index);
+        state.count += 1;
+        Some(Seat { id: state.count << 6 | u64::from(index) })
+    }
+
+    /// The callee has said how this call ended: its place is free.
+    fn over(state: &mut State, id: u64) -> Option<Pending> {
+        let pending = state.pending.remove(&id)?;
+        state.free |= 1 << (id % CALLS_IN_FLIGHT_MAX as u64);
+        Some(pending)
+    }
+
+    fn take_frame(&self, frame: Frame) -> Result<(), Stop> {
+        if frame.header.kind == Kind::Goaway {
+            self.draining.store(true, Ordering::Relaxed);
+            return Ok(());
+        }
+        let id = frame.header.call;
+        let mut state = self.state();
+        let Some(pending) = state.pending.get_mut(&id) else { return Ok(()) };
+        let Some(result) = hear(&mut pending.flight, frame)? else { return Ok(()) };
+        let pending = Wires::over(&mut state, id);
+        drop(state);
+        if !is_good_after(&result) {
+            self.draining.store(true, Ordering::Relaxed);
+        }
+        if let Some(wake) = pending.and_then(|pending| pending.wake) {
+            // Who waited may have gone in this moment.
+            let _ = wake.send(result);
+        }
+        Ok(())
+    }
+
+    /// The task that receives, until the connection ends.
+    async fn receive(self: Arc<Wires>, mut inbox: Inbox, node: Arc<Shared>) {
+        let stop = loop {
+            match inbox.next().await {
+                Ok(frame) => {
+                    if let Err(stop) = self.take_frame(frame) {
+                        break stop;
+                    }
+                }
+                Err(stop) => break stop,
+            }
+        };
+        self.ended.store(true, Ordering::Release);
+        self.link.end();
+        let pending: Vec<(u64, Pending)> = self.state().pending.drain().collect();
+        if pending.is_empty() {
+            return;
+        }
+        let cause = match stop {
+            Stop::Ended => why_it_ended(&node, self.granted.connection)
+                .await
+                .map_or(Cause::Lost, |notice| notice.cause),
+            ref other => cause_of(other),
+        };
+        for (id, mut pending) in pending {
+            let taken = self.link.take_back(id);
+            let status = pending.flight.step(Event::Stop(cause, taken));
+            let status = status.unwrap_or(Status::Unknown(cause));
+            if let Some(wake) = pending.wake {
+                let _ = wake.send(Err(CallError::from_status(status, words(&stop))));
+            }
+        }
+    }
+}
+
+/// As [`crate::node::why_it_ended`], without blocking.
+async fn why_it_ended(node: &Shared, connection: Connection) -> Option<Notice> {
+    let until_ns = now_ns() + NOTICE_WAIT_NS;
+    loop {
+        let notice = node.notice(connection);
+        if notice.is_some() || now_ns() >= until_ns {
+            return notice;
+        }
+        tokio::task::yield_now().await;
+    }
+}
+
+impl Line {
+    async fn new(
+        node: &Arc<Shared>,
+        service: &ServiceName,
+        granted: Granted,
+        socket: OwnedFd,
+        prepared: &Prepared,
+    ) -> Result<Line, CallError> {
+        let connection = granted.connection;
+        let mut back = GoesBack { node, connection, places: Vec::new(), kept: false };
+        let Carrier::Local { ring } = granted.carrier else {
+            let message = "this program has no carrier to other hosts";
+            return Err(CallError::not_executed(Cause::NoSuch, message));
+        };
+        let concurrent = usize::from(granted.concurrent).clamp(1, CALLS_IN_FLIGHT_MAX);
+        for _ in 0..concurrent {
+            let message = "this program has too many connections";
+            let place = node.program.place();
+            let place = place.ok_or_else(|| CallError::not_executed(Cause::Exhausted, message))?;
+            back.places.push(place);
+        }
+        // In flight already: see the client for threads.
+        let count = random() >> 7;
+        let shown = prepared.in_flight(count << 6, connection, now_ns());
+        node.program.show(back.places[0], &shown);
+        let joined = join(socket, ring, prepared.deadline_ns).await;
+        node.program.clear(back.places[0]);
+        let link = match joined {
+            Ok(link) => link,
+            Err(stop) => {
+                let notice = match stop {
+                    Stop::Ended => why_it_ended(node, connection).await,
+                    _ => None,
+                };
+                let cause = notice.map_or(cause_of(&stop), |notice| notice.cause);
+                return Err(CallError::not_executed(cause, words(&stop)));
+            }
+        };
+        let (link, writer, reader) = link.split();
+        let inbox = Inbox::new(&link, reader, ring)
+            .map_err(|stop| CallError::not_executed(cause_of(&stop), words(&stop)))?;
+        let held = Held::new(node, &link, resume(&granted, service));
+        back.kept = true;
+        let free = if concurrent == CALLS_IN_FLIGHT_MAX { u64::MAX } else { (1 << concurrent) - 1 };
+        let wires = Arc::new(Wires {
+            link,
+            writer: Mutex::new(writer),
+            granted,
+            state: Mutex::new(State { free, count, pending: HashMap::new() }),
+            ended: AtomicBool::new(false),
+            draining: AtomicBool::new(false),
+            used: AtomicBool::new(false),
+        });
+        tokio::spawn(wires.clone().receive(inbox, node.clone()));
+        let places = std::mem::take(&mut back.places);
+        Ok(Line { wires, service: service.clone(), places, held })
+    }
+
+    async fn call(&self, seat: Seat, prepared: &Prepared, body: &[u8]) -> Outcome {
+        let (wake, answer) = oneshot::channel();
+        let pending = Pending { flight: Flight::default(), wake: Some(wake) };
+        self.wires.state().pending.insert(seat.id, pending);
+        let node = &self.held.shared;
+        let (start_ns, place) = (now_ns(), self.places[seat.index()]);
+        let flying = Flying { line: self, id: seat.id, place, sent: false, over: false };
+        node.program
+            .show(place, &prepared.in_flight(seat.id, self.wires.granted.connection, start_ns));
+        let result = flying.fly(prepared, body, start_ns, answer).await;
+        prepared.show(node, seat.id, start_ns, &result);
+        result
+    }
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        self.wires.link.end();
+        self.places.iter().for_each(|place| self.held.shared.program.leave(*place));
+    }
+}
+
+/// A call that somebody waits for. Dropped before it is over, it is cancelled.
+struct Flying<'a> {
+    line: &'a Line,
+    id: u64,
+    place: u32,
+    sent: bool,
+    over: bool,
+}
+
+impl Flying<'_> {
+    async fn fly(
+        mut self,
+        prepared: &Prepared,
+        body: &[u8],
+        start_ns: u64,
+        mut answer: oneshot::Receiver<Outcome>,
+    ) -> Outcome {
+        let wires = &self.line.wires;
+        check_grant(&wires.granted, &self.line.service, &prepared.method)?;
+        if wires.ended.load(Ordering::Acquire) {
+            // The task that receives may have gone through those that wait before we came.
+            return self.stop(Cause::Lost, String::new(), &mut answer);
+        }
+        let header = prepared.header(&wires.granted, self.id, start_ns);
+        self.sent = true;
+        let sent = send(&wires.writer, header, &prepared.ext, body, prepared.deadline_ns).await;
+        match sent {
+            Ok(()) => {}
+            // The task that receives sees the end, and says what became of all.
+            Err(Stop::Ended) => {}
+            Err(stop) => return self.stop(cause_of(&stop), words(&stop), &mut answer),
+        }
+        let left = Duration::from_nanos(prepared.deadline_ns.saturating_sub(now_ns()));
+        match tokio::time::timeout(left, &mut answer).await {
+            Ok(Ok(result)) => {
+                self.over = true;
+                result
+            }
+            Ok(Err(_)) => self.stop(Cause::Lost, String::new(), &mut answer),
+            Err(_) => self.stop(Cause::Deadline, String::new(), &mut answer),
+        }
+    }
+
+    /// Takes the call back, and says what became of it.
+    fn stop(
+        &mut self,
+        cause: Cause,
+        message: String,
+        answer: &mut oneshot::Receiver<Outcome>,
+    ) -> Outcome {
+        let taken = self.give_up();
+        // A reply that came in the last moment is a reply.
+        if let Ok(result) = answer.try_recv() {
+            return result;
+        }
+        let mut flight = Flight::default();
+        let status = flight.step(Event::Stop(cause, taken)).unwrap_or(Status::Unknown(cause));
+        Err(CallError::from_status(status, message))
+    }
+
+    /// Nobody waits any more. The place stays taken until the callee has answered.
+    fn give_up(&mut self) -> Taken {
+        self.over = true;
+        let wires = &self.line.wires;
+        if !self.sent {
+            Wires::over(&mut wires.state(), self.id);
+            return Taken::No;
+        }
+        let taken = wires.link.take_back(self.id);
+        if let Some(pending) = wires.state().pending.get_mut(&self.id) {
+            pending.wake = None;
+        }
+        if wires.granted.concurrent <= 1 {
+            // A thread serves it, and sees that we are gone by the end of the connection.
+            wires.ended.store(true, Ordering::Release);
+            wires.link.end();
+        } else {
+            let cancel = Header::new(Kind::Cancel, self.id);
+            let mut writer = wires.writer.lock().unwrap_or_else(PoisonError::into_inner);
+            if !matches!(writer.try_send(cancel, &[], &[]), Ok(true)) {
+                // A callee that reads nothing cannot be told otherwise.
+                drop(writer);
+                wires.ended.store(true, Ordering::Release);
+                wires.link.end();
+            }
+        }
+        taken
+    }
+}
+
+impl Drop for Flying<'_> {
+    fn drop(&mut self) {
+        if !self.over {
+            self.give_up();
+        }
+        self.line.held.shared.program.clear(self.place);
+    }
+}

@@ -1,0 +1,313 @@
+//! Serving with a thread for each connection, without a runtime.
+
+use std::any::Any;
+use std::os::fd::OwnedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use kumo_abi::call::{Cause, Method, MethodPattern, Peer, Reentrancy, ServiceName, Status};
+use kumo_abi::control::{Carrier, Connection, Incoming, Serving, ToNode};
+use kumo_abi::frame::{Extensions, Header, Kind, check_method, message_within};
+
+use super::{
+    Alive, Core, Methods, No, Options, SERVE_NS_MAX, SLOW_NS_MAX, Server, answer, no, outcome,
+};
+use crate::carrier::local::{Link, Reader, Writer};
+use crate::carrier::{Frame, Stop};
+use crate::context::{Context, random};
+use crate::error::Failure;
+use crate::node::{Accept, Held, Node, NodeError};
+use crate::time::{NEVER_NS, now_ns};
+
+/// A call, as its handler sees it.
+#[derive(Debug)]
+pub struct Call<'a> {
+    /// Which method.
+    pub method: &'a str,
+    /// What was sent.
+    pub body: Bytes,
+    /// Who calls, as the nodes say.
+    pub peer: &'a Peer,
+    /// What calls of the handler inherit; it is entered already.
+    pub context: &'a Context,
+    session: Option<&'a mut (dyn Any + Send)>,
+}
+
+impl Call<'_> {
+    /// The state of this connection, as [`Builder::session`] made it.
+    pub fn session<T: 'static>(&mut self) -> Option<&mut T> {
+        self.session.as_mut()?.downcast_mut()
+    }
+}
+
+type Handler = dyn Fn(&mut Call<'_>) -> Result<Bytes, Failure> + Send + Sync;
+type NewSession = dyn Fn(&Peer) -> Box<dyn Any + Send> + Send + Sync;
+
+/// A server that is being put together.
+#[must_use = "nothing is served before `start`"]
+pub struct Builder {
+    options: Options,
+    methods: Methods<Arc<Handler>>,
+    session: Option<Arc<NewSession>>,
+}
+
+impl Node {
+    /// Begins a server of this service with a thread for each connection: 64 slots, as many calls that
+    /// may wait, no reentrance.
+    pub fn serve(&self, service: &ServiceName) -> Builder {
+        let options = Options::new(self, service, 1);
+        Builder { options, methods: Methods::default(), session: None }
+    }
+}
+
+impl Builder {
+    /// Handlers that run at once; at most 4,096. One more for each hop class is reserved.
+    pub fn slots(mut self, slots: u16) -> Builder {
+        self.options.slots = slots;
+        self
+    }
+
+    /// Calls that may wait for a slot; more are BUSY. At most 4,096.
+    pub fn credit(mut self, credit: u16) -> Builder {
+        self.options.credit = credit;
+        self
+    }
+
+    /// What is done with calls that came through this instance.
+    pub fn reentrancy(mut self, reentrancy: Reentrancy) -> Builder {
+        self.options.reentrancy = reentrancy;
+        self
+    }
+
+    /// Whether connections on this host have rings (512 KiB each). Without, calls travel as packets.
+    pub fn ring(mut self, ring: bool) -> Builder {
+        self.options.ring = ring;
+        self
+    }
+
+    /// Handles a method.
+    ///
+    /// # Panics
+    /// If two of a server's methods have the same number, which is a hash of the name: rename one.
+    pub fn method(
+        mut self,
+        method: &Method,
+        handler: impl Fn(&mut Call<'_>) -> Result<Bytes, Failure> + Send + Sync + 'static,
+    ) -> Builder {
+        self.methods.add(method, Arc::new(handler));
+        self
+    }
+
+    /// Handles every method that has no handler of its own.
+    pub fn any(
+        mut self,
+        handler: impl Fn(&mut Call<'_>) -> Result<Bytes, Failure> + Send + Sync + 'static,
+    ) -> Builder {
+        self.methods.any = Some(Arc::new(handler));
+        self
+    }
+
+    /// Makes a state for each connection; it is dropped when the connection ends.
+    pub fn session<T: Any + Send>(
+        mut self,
+        make: impl Fn(&Peer) -> T + Send + Sync + 'static,
+    ) -> Builder {
+        self.session = Some(Arc::new(move |peer| Box::new(make(peer))));
+        self
+    }
+
+    /// Tells the node, and serves from now on.
+    ///
+    /// # Errors
+    /// The node refuses or does not answer; nothing is served then.
+    pub fn start(self) -> Result<Server, NodeError> {
+        let Builder { options, methods, session } = self;
+        let core = Arc::new(Core::new(&options, methods));
+        let threads = Arc::new(Threads { core: core.clone(), session });
+        let (send, hear) = std::sync::mpsc::sync_channel(1);
+        let request = options.register(&core, threads, move |answer| {
+            let _ = send.send(answer);
+        });
+        let answer = hear.recv_timeout(Duration::from_nanos(SERVE_NS_MAX)).ok();
+        let serving = options.registered(answer, request)?;
+        Ok(Server { core, serving, node: options.node })
+    }
+}
+
+/// Starts a thread for each connection.
+struct Threads {
+    core: Arc<Core<Arc<Handler>>>,
+    session: Option<Arc<NewSession>>,
+}
+
+impl Accept for Threads {
+    fn accept(self: Arc<Self>, incoming: Incoming, socket: OwnedFd) {
+        let connection = incoming.connection;
+        let node = self.core.node.clone();
+        if self.core.admit(connection) {
+            let serves = self.clone();
+            let thread = std::thread::Builder::new().name(format!("serve {}", self.core.service));
+            let started = thread.spawn(move || {
+                let stop = serves.serve(incoming, socket);
+                tracing::debug!(connection, %stop, "a caller's connection has ended");
+                serves.core.left(connection);
+            });
+            if started.is_ok() {
+                return;
+            }
+            self.core.left(connection);
+        }
+        node.tell(&ToNode::Closed { connection }, None);
+    }
+}
+
+/// What one connection has.
+struct Conversation<'a> {
+    core: &'a Core<Arc<Handler>>,
+    serving: Serving,
+    writer: Writer,
+    link: Arc<Link>,
+    peer: Peer,
+    methods: Vec<MethodPattern>,
+    connection: Connection,
+    session: Option<Box<dyn Any + Send>>,
+}
+
+impl Threads {
+    /// Serves one connection until it ends; why it did.
+    fn serve(&self, incoming: Incoming, socket: OwnedFd) -> Stop {
+        let connection = incoming.connection;
+        let Carrier::Local { ring } = incoming.carrier else {
+            self.core.node.tell(&ToNode::Closed { connection }, None);
+            return Stop::Passed("a carrier that this program does not have");
+        };
+        let link = match Link::join(socket, ring, now_ns() + SLOW_NS_MAX) {
+            Ok(link) => link,
+            Err(stop) => {
+                self.core.node.tell(&ToNode::Closed { connection }, None);
+                return stop;
+            }
+        };
+        let (link, writer, mut reader) = link.split();
+        let alive = Arc::new(Alive { link: link.clone(), busy: AtomicBool::new(false) });
+        self.core.connections().insert(connection, Arc::downgrade(&alive));
+        let Some(serving) = *self.core.serving() else { return Stop::Ended };
+        let resume = self.core.resume(&incoming);
+        let held = Held::new(&self.core.node, &link, resume);
+        let session = self.session.as_ref().map(|make| make(&incoming.peer));
+        let mut conversation = Conversation {
+            core: &self.core,
+            serving,
+            writer,
+            link: link.clone(),
+            peer: incoming.peer,
+            methods: incoming.methods,
+            connection,
+            session,
+        };
+        let stop = conversation.until_it_ends(&mut reader, &alive);
+        link.end();
+        drop((conversation, reader, alive, link, held));
+        stop
+    }
+}
+
+impl Conversation<'_> {
+    fn until_it_ends(&mut self, reader: &mut Reader, alive: &Alive) -> Stop {
+        loop {
+            let frame = match reader.next(None, NEVER_NS) {
+                Ok(frame) => frame,
+                Err(stop) => return stop,
+            };
+            // Either whoever drains sees that we are busy, or we see that they drain.
+            alive.busy.store(true, Ordering::SeqCst);
+            let answered = match frame.header.kind {
+                Kind::Call => self.call(&frame),
+                Kind::Pulse => self.pulse(&frame),
+                // A cancel of a call that is over already: a connection is in one call at a time.
+                Kind::Cancel | Kind::Hello | Kind::Pong => Ok(()),
+                Kind::Ping => self.send(Header::new(Kind::Pong, frame.header.call), &[], &[]),
+                _ => Err(Stop::Passed("a frame that only callees send")),
+            };
+            alive.busy.store(false, Ordering::SeqCst);
+            match answered {
+                Ok(()) if self.core.draining.load(Ordering::SeqCst) => return Stop::Ended,
+                Ok(()) => {}
+                Err(stop) => return stop,
+            }
+        }
+    }
+
+    fn send(&mut self, header: Header, ext: &[u8], body: &[u8]) -> Result<(), Stop> {
+        // A caller that does not read its answers does not hold a thread for long.
+        self.writer.send(header, ext, body, now_ns() + SLOW_NS_MAX)
+    }
+
+    fn call(&mut self, frame: &Frame) -> Result<(), Stop> {
+        let deadline_ns = now_ns().saturating_add(frame.header.budget_ns);
+        let extensions = frame.extensions()?;
+        let method = check_method(&frame.header, &extensions)?;
+        match self.run(frame, &extensions, method, deadline_ns) {
+            Ok((status, body)) => self.send(answer(frame.header.call, status), &[], &body),
+            Err(no) => {
+                let (header, ext) = no.frame(frame.header.call)?;
+                self.send(header, &ext, message_within(&no.message).as_bytes())
+            }
+        }
+    }
+
+    /// Runs a call, or says why not.
+    fn run(
+        &mut self,
+        frame: &Frame,
+        extensions: &Extensions<'_>,
+        method: &str,
+        deadline_ns: u64,
+    ) -> Result<(Status, Bytes), No> {
+        let (core, header) = (self.core, &frame.header);
+        let (handler, lent) =
+            core.check(header, extensions, method, &self.methods, self.serving)?;
+        let pass = if lent {
+            core.gate.lent()
+        } else {
+            core.gate.wait(header.hop, header.priority, deadline_ns)?
+        };
+        let start_ns = now_ns();
+        if start_ns >= deadline_ns {
+            return Err(no(Cause::Deadline, "before the handler began"));
+        }
+        let context = core.context(header, extensions, self.serving, &self.link, deadline_ns);
+        // From here on the call is taken. A node that ended the connection meanwhile has read receipts,
+        // or will find this one; and a caller that took it back is told that it did not run.
+        if !self.link.take(header.call) || core.node.notice(self.connection).is_some() {
+            return Err(no(Cause::Cancelled, "its caller has taken it back"));
+        }
+        let mut call = Call {
+            method,
+            body: frame.body.clone(),
+            peer: &self.peer,
+            context: &context,
+            session: self.session.as_deref_mut(),
+        };
+        let ran = context.enter(|| catch_unwind(AssertUnwindSafe(|| handler(&mut call))));
+        drop(pass);
+        let (status, body) = outcome(ran);
+        core.show(header, method, start_ns, status);
+        Ok((status, body))
+    }
+
+    /// Runs a pulse: as a call of which nobody hears.
+    fn pulse(&mut self, frame: &Frame) -> Result<(), Stop> {
+        let extensions = frame.extensions()?;
+        let method = check_method(&frame.header, &extensions)?;
+        let header = Header { call: random(), ..frame.header };
+        let frame = Frame { header, ext: frame.ext.clone(), body: frame.body.clone() };
+        if let Err(no) = self.run(&frame, &extensions, method, NEVER_NS) {
+            tracing::debug!(cause = %no.cause, method, "a pulse was dropped");
+        }
+        Ok(())
+    }
+}
