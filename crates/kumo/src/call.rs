@@ -4,8 +4,9 @@ use std::ffi::OsString;
 use std::io::pipe;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use kumo_abi::call::BUDGET_MS_DEFAULT;
-use middlecon::CallError;
+use middlecon::{Answerer, CallError};
 
 use crate::callee::{self, Callee, ThroughArgs};
 use crate::error::CommandError;
@@ -68,10 +69,12 @@ pub fn run(args: &Call, out: &mut Output) -> Result<Exit, CommandError> {
     stop::on_first(move || drop(writer))?;
     let context = context.given_up_with(reader.into());
     let began = Instant::now();
-    let result = context.enter(|| call(args, budget, &body));
+    let mut answerer = None;
+    let result = context.enter(|| call(args, budget, &body, &mut answerer));
     let took = began.elapsed();
     if args.json {
         let document = Document::new(&args.callee, &result, context.trace(), took);
+        let document = document.by(answerer.as_ref());
         out.line(json::pretty(&document)?)?;
     } else {
         match &result {
@@ -82,7 +85,12 @@ pub fn run(args: &Call, out: &mut Output) -> Result<Exit, CommandError> {
     Ok(outcome::exit(&result))
 }
 
-fn call(args: &Call, budget: Duration, body: &[u8]) -> Result<bytes::Bytes, CallError> {
+fn call(
+    args: &Call,
+    budget: Duration,
+    body: &[u8],
+    answerer: &mut Option<Answerer>,
+) -> Result<Bytes, CallError> {
     let node = args.through.connect().map_err(|error| callee::without_node(&error))?;
     let service = node.service(&args.callee.service);
     let mut request = service.request(&args.callee.method).budget(budget);
@@ -92,5 +100,7 @@ fn call(args: &Call, budget: Duration, body: &[u8]) -> Result<bytes::Bytes, Call
     if args.wait {
         request = request.wait_for_place();
     }
-    request.call(body)
+    let result = request.call(body);
+    *answerer = service.answerer();
+    result
 }

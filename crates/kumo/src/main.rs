@@ -46,6 +46,7 @@ mod oci_hook;
 mod outcome;
 mod output;
 mod pgrep;
+mod ping;
 mod ps;
 mod scope;
 mod serve;
@@ -61,6 +62,7 @@ mod top;
 mod trace;
 mod units;
 mod up;
+mod why;
 
 /// Kumonosu: a thin operating-system layer over many small data centres
 ///
@@ -117,6 +119,10 @@ enum Command {
     Call(Box<call::Call>),
     #[command(after_help = serve::EXAMPLES)]
     Serve(Box<serve::Serve>),
+    #[command(after_help = ping::EXAMPLES)]
+    Ping(ping::Ping),
+    #[command(after_help = why::EXAMPLES)]
+    Why(why::Why),
     #[command(after_help = services::EXAMPLES)]
     Services(services::Services),
     #[command(after_help = blocked::EXAMPLES)]
@@ -195,6 +201,8 @@ fn run(cli: &Cli, out: &mut Output) -> Result<Exit, CommandError> {
         Command::Map(args) => map::run(args, &open_node(cli, &args.at, out)?, out),
         Command::Call(args) => call::run(args, out),
         Command::Serve(args) => serve::run(args, out),
+        Command::Ping(args) => ping::run(args, out),
+        Command::Why(args) => why::run(args, out),
         Command::Services(args) => services::run(args, &open_node(cli, &args.at, out)?, out),
         Command::Blocked(args) => blocked::run(args, &open_node(cli, &args.at, out)?, out),
         Command::Trace(args) => trace::run(args, &open_node(cli, &args.at, out)?, out),

@@ -1,10 +1,12 @@
 //! How a call ended, in words for people, as a document, and as an exit code.
 
-use kumo_abi::call::{Cause, RootId};
-use middlecon::CallError;
-use serde::Serialize;
 use std::time::Duration;
 
+use kumo_abi::call::{Cause, RootId};
+use middlecon::{Answerer, CallError};
+use serde::Serialize;
+
+use crate::answer::peer_text;
 use crate::callee::Callee;
 use crate::exit::Exit;
 
@@ -120,6 +122,11 @@ pub struct Document<'a> {
     /// Instead of it, where the reply is no text.
     #[serde(skip_serializing_if = "Option::is_none")]
     reply_base64: Option<String>,
+    /// Who answered, as the nodes say; only where that is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    peer: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    instance: Option<String>,
     trace: String,
     took_ms: f64,
 }
@@ -144,6 +151,8 @@ impl<'a> Document<'a> {
             retry_after_ms: None,
             reply: None,
             reply_base64: None,
+            peer: None,
+            instance: None,
             trace: trace.to_string(),
             // To the microsecond.
             took_ms: took.as_micros() as f64 / 1e3,
@@ -172,6 +181,14 @@ impl<'a> Document<'a> {
             }
         }
         document
+    }
+
+    /// The same with who answered.
+    #[must_use]
+    pub fn by(self, answerer: Option<&Answerer>) -> Document<'a> {
+        let peer = answerer.map(|answerer| peer_text(&answerer.peer));
+        let instance = answerer.map(|answerer| answerer.instance.to_string());
+        Document { peer, instance, ..self }
     }
 }
 

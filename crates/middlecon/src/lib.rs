@@ -42,6 +42,7 @@ mod server;
 mod time;
 
 pub use client::tasks::{AsyncRequest, AsyncService};
+pub use client::threads::ping::{Answerer, Pong};
 pub use client::threads::{Request, Service};
 pub use context::Context;
 pub use error::{CODE_NESTED, CallError, Failure};

@@ -39,8 +39,8 @@ use tokio::time::timeout;
 
 pub use answer::HOST_ANSWER_BYTES_MAX;
 use answer::HostAnswerer;
-use calls::Calls;
 pub use api::{GATHER_BYTES_MAX, GATHERS_MAX};
+use calls::Calls;
 pub use dirs::{DirError, Dirs, SYSTEM_RUN_DIR, SYSTEM_STATE_DIR, default_dirs, socket_path};
 pub use k2i::options::DC_DEFAULT;
 pub use lock::{Lock, LockError};
@@ -268,8 +268,9 @@ impl Node {
             }
         };
         let calls = Calls::start(web.clone(), &config.dirs.run, runtime.handle());
-        let calls = calls.map_err(|source| {
-            StartError::Calls { path: config.dirs.run.join(CALLS_SOCKET), source }
+        let calls = calls.map_err(|source| StartError::Calls {
+            path: config.dirs.run.join(CALLS_SOCKET),
+            source,
         })?;
         let shared = || {
             let calls = Arc::clone(calls.shared());

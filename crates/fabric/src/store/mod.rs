@@ -21,8 +21,8 @@ use kumo_abi::HostId;
 use tokio::sync::broadcast;
 
 use self::disk::{Batch, Disk, Loaded};
-pub use self::lww::{Digest, Entry};
 pub use self::lww::VALUE_BYTES_MAX;
+pub use self::lww::{Digest, Entry};
 use self::lww::{KEY_BYTES_MAX, Map};
 use crate::clock::{AHEAD_MS_MAX, Clock, Stamp};
 use crate::wall::wall_ms;

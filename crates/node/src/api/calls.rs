@@ -54,14 +54,13 @@ async fn blocked(State(shared): State<Shared>) -> Reply {
     show(&shared, Calls::blocked).await
 }
 
-async fn trace(
-    State(shared): State<Shared>,
-    root: Result<Path<String>, PathRejection>,
-) -> Reply {
+async fn trace(State(shared): State<Shared>, root: Result<Path<String>, PathRejection>) -> Reply {
     let Path(text) = root.map_err(|error| Refused::bad_request(error.body_text()))?;
     let root = parse_root(&text).ok_or_else(|| {
         let text = text.escape_debug();
-        Refused::bad_request(format!("`{text}` is no trace: it has 32 hexadecimal digits, not all 0"))
+        Refused::bad_request(format!(
+            "`{text}` is no trace: it has 32 hexadecimal digits, not all 0"
+        ))
     })?;
     show(&shared, move |calls| calls.trace(root)).await
 }
@@ -173,7 +172,9 @@ mod tests {
         let good = "4bf92f3577b34da6a3ce929d0e0e4736";
         assert_eq!(parse_root(good).expect("a trace").to_string(), good);
         let zero = "0".repeat(32);
-        for bad in ["", "4bf92f3577b34da6a3ce929d0e0e473", "4BF92F3577B34DA6A3CE929D0E0E4736", &zero] {
+        for bad in
+            ["", "4bf92f3577b34da6a3ce929d0e0e473", "4BF92F3577B34DA6A3CE929D0E0E4736", &zero]
+        {
             assert_eq!(parse_root(bad), None, "for {bad:?}");
         }
         assert_eq!(parse_root(&"+".repeat(32)), None);

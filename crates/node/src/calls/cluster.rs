@@ -159,7 +159,11 @@ async fn publish(shared: &Arc<Shared>, fabric: &Fabric) {
             let bytes = serde_json::to_vec(&serves).unwrap_or_default();
             let (store, key) = (Arc::clone(fabric.store()), key.clone());
             let put = spawn_blocking(move || -> Result<(), StoreError> {
-                if store.value(&key).as_ref() == Some(&bytes) { Ok(()) } else { store.put(&key, bytes) }
+                if store.value(&key).as_ref() == Some(&bytes) {
+                    Ok(())
+                } else {
+                    store.put(&key, bytes)
+                }
             });
             if let Ok(Err(error)) = put.await {
                 tracing::warn!("others could not be told what this host serves: {error}");

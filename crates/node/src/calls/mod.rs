@@ -156,7 +156,8 @@ impl Shared {
                 self.act(|broker, now, fresh| broker.nowhere(order, None, now, fresh));
             }
             Later::Certify { program, request, .. } => {
-                let message = "this host is in no cluster, so it has no certificates; `kumo init` makes one";
+                let message =
+                    "this host is in no cluster, so it has no certificates; `kumo init` makes one";
                 let refusal = Refusal::new(Cause::NoSuch, message);
                 self.state().tell(program, &refusal.to_program(request));
             }
@@ -192,14 +193,15 @@ impl Calls {
         let runtime = Builder::new_current_thread().enable_io().enable_time().build()?;
         let serving = Arc::clone(&shared);
         let ends = stopping.clone();
-        let thread = std::thread::Builder::new().name("kumo-calls".to_owned()).spawn(move || {
-            runtime.block_on(serve(&serving, &listening, ends));
-            // Those who find nobody there look for the next node.
-            drop(file);
-            for line in serving.state().lines() {
-                let _ = line.tell(&FromNode::Leaving, None);
-            }
-        })?;
+        let thread =
+            std::thread::Builder::new().name("kumo-calls".to_owned()).spawn(move || {
+                runtime.block_on(serve(&serving, &listening, ends));
+                // Those who find nobody there look for the next node.
+                drop(file);
+                for line in serving.state().lines() {
+                    let _ = line.tell(&FromNode::Leaving, None);
+                }
+            })?;
         elsewhere.spawn(look::keep(Arc::clone(&shared), stopping.clone()));
         elsewhere.spawn(cluster::keep(Arc::clone(&shared), stopping));
         Ok(Calls { shared, stop, thread: Some(thread) })
@@ -299,5 +301,9 @@ fn raise_descriptors() -> u64 {
     let current = limit.current.unwrap_or(DESCRIPTORS_WANTED);
     let possible = limit.maximum.unwrap_or(u64::MAX).min(DESCRIPTORS_WANTED);
     let raised = Rlimit { current: Some(possible), maximum: limit.maximum };
-    if current < possible && setrlimit(Resource::Nofile, raised).is_ok() { possible } else { current }
+    if current < possible && setrlimit(Resource::Nofile, raised).is_ok() {
+        possible
+    } else {
+        current
+    }
 }

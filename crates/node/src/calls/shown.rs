@@ -6,9 +6,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use kumo_abi::call::{
-    InstanceId, Method, Peer, Reentrancy, RootId, ServiceName, Status, Who,
-};
+use kumo_abi::call::{InstanceId, Method, Peer, Reentrancy, RootId, ServiceName, Status, Who};
 use kumo_abi::control::{Carrier, End};
 use kumo_abi::page::{InFlight, Side};
 use kumo_abi::{DcName, HostId, HostName};

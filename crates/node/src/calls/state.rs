@@ -100,18 +100,9 @@ pub(super) enum Later {
     /// Other hosts are asked.
     Ask(Order),
     /// A certificate is made.
-    Certify {
-        program: Program,
-        request: Request,
-        who: Who,
-    },
+    Certify { program: Program, request: Request, who: Who },
     /// Another node is told that a connection is no more.
-    Obituary {
-        host: HostId,
-        grant: GrantId,
-        cause: Cause,
-        taken: Option<Vec<u64>>,
-    },
+    Obituary { host: HostId, grant: GrantId, cause: Cause, taken: Option<Vec<u64>> },
     /// There may be something to tell the cluster.
     Publish,
 }
@@ -247,9 +238,10 @@ impl State {
             Refusal::new(Cause::Exhausted, "the node has no descriptors for another connection")
         };
         let refusal = |not: NotTold| match not {
-            NotTold::Full => {
-                Refusal::new(Cause::Busy, "the server does not take its callers as fast as they come")
-            }
+            NotTold::Full => Refusal::new(
+                Cause::Busy,
+                "the server does not take its callers as fast as they come",
+            ),
             NotTold::NotPassed(error) => exhausted(error),
         };
         let gone = || Refusal::new(Cause::Died, "the server's process has ended");

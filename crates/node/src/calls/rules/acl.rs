@@ -311,8 +311,8 @@ mod tests {
     fn servers_are_named_or_left_to_the_default() {
         let root = peer("tokyo/a", Who::User(0));
         assert_eq!(Acl::default().may_serve(None, &root), None);
-        let acl: Acl = serde_json::from_str(r#"{"serve":["spiffe://*/dc/*/host/*/user/7"]}"#)
-            .expect("a list");
+        let acl: Acl =
+            serde_json::from_str(r#"{"serve":["spiffe://*/dc/*/host/*/user/7"]}"#).expect("a list");
         assert_eq!(acl.may_serve(None, &root), Some(false));
         assert_eq!(acl.may_serve(None, &peer("tokyo/a", Who::User(7))), Some(true));
     }

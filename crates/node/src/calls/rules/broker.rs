@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use kumo_abi::call::{
-    CALLS_IN_FLIGHT_MAX, CREDIT_MAX, Cause, GrantId, Hop, InstanceId, MethodPattern, Peer, Reentrancy, SLOTS_MAX,
-    ServiceName, Who,
+    CALLS_IN_FLIGHT_MAX, CREDIT_MAX, Cause, GrantId, Hop, InstanceId, MethodPattern, Peer,
+    Reentrancy, SLOTS_MAX, ServiceName, Who,
 };
 use kumo_abi::cluster::HostInfo;
 use kumo_abi::control::{
@@ -19,9 +19,8 @@ use super::acl::Acl;
 use super::directory::{Directory, Serves};
 use super::grants::{Grant, Grants, Party, Step, closed_by, steps};
 use super::limits::{
-    Bucket, CONNECTIONS_OF_PROGRAM_MAX, CONNECTIONS_OF_USER_MAX, NAMES_OF_USER_MAX, OPENS_OF_PROGRAM,
-    OPENS_OF_USER,
-    PROGRAMS_MAX, PROGRAMS_OF_USER_MAX,
+    Bucket, CONNECTIONS_OF_PROGRAM_MAX, CONNECTIONS_OF_USER_MAX, NAMES_OF_USER_MAX,
+    OPENS_OF_PROGRAM, OPENS_OF_USER, PROGRAMS_MAX, PROGRAMS_OF_USER_MAX,
 };
 use super::registry::{Instance, NoPlace, Registry};
 
@@ -347,7 +346,8 @@ impl Broker {
         now: Moment,
     ) -> Result<(), Refusal> {
         if self.programs.len() as u32 >= PROGRAMS_MAX {
-            let message = format!("{PROGRAMS_MAX} programs are connected to this node; that is all it takes");
+            let message =
+                format!("{PROGRAMS_MAX} programs are connected to this node; that is all it takes");
             return Err(Refusal::new(Cause::Exhausted, message));
         }
         self.users.retain(|_, user| {
@@ -453,9 +453,9 @@ impl Broker {
             Err(refusal) => effects.push(Effect::Tell(program, refusal.to_program(request))),
             Ok(uid) => {
                 // One that somebody else has is not believed.
-                let resumed = serve
-                    .resumes
-                    .filter(|was| was.instance.0 != 0 && self.registry.find(was.instance).is_none());
+                let resumed = serve.resumes.filter(|was| {
+                    was.instance.0 != 0 && self.registry.find(was.instance).is_none()
+                });
                 let serving = resumed.unwrap_or_else(|| Serving {
                     instance: InstanceId(fresh().max(1)),
                     incarnation: self.registry.next_incarnation(now.wall_s),
@@ -514,7 +514,9 @@ impl Broker {
         let names: BTreeSet<&ServiceName> =
             self.registry.iter().filter(|one| one.uid == uid).map(|one| &one.service).collect();
         if names.len() >= NAMES_OF_USER_MAX && !names.contains(service) {
-            let message = format!("the programs of user {uid} serve {NAMES_OF_USER_MAX} services; that is all that one user may");
+            let message = format!(
+                "the programs of user {uid} serve {NAMES_OF_USER_MAX} services; that is all that one user may"
+            );
             return Err(Refusal::new(Cause::Exhausted, message));
         }
         let listed = self.acls.get(service);
@@ -523,7 +525,8 @@ impl Broker {
         match (listed, holder) {
             (Some(true), _) => Ok(uid),
             (Some(false), _) => {
-                let message = format!("user {uid} may not serve `{service}`: its access list names others");
+                let message =
+                    format!("user {uid} may not serve `{service}`: its access list names others");
                 Err(Refusal::new(Cause::Denied, message))
             }
             (None, Some(holder)) if uid != 0 && holder != uid => {
@@ -569,15 +572,23 @@ impl Broker {
     }
 
     /// Counts an open against what its program and its user may have.
-    fn count_open(&mut self, program: Program, request: Request, now: Moment) -> Result<(), Refusal> {
+    fn count_open(
+        &mut self,
+        program: Program,
+        request: Request,
+        now: Moment,
+    ) -> Result<(), Refusal> {
         let state = self.programs.get_mut(&program);
         let state = state.ok_or_else(|| Refusal::new(Cause::Lost, "this program has ended"))?;
         if state.asking.contains(&request) {
-            let message = format!("question {request} has no answer yet; a new one needs a number of its own");
+            let message = format!(
+                "question {request} has no answer yet; a new one needs a number of its own"
+            );
             return Err(Refusal::new(Cause::Malformed, message));
         }
         if state.asking.len() >= REQUESTS_MAX {
-            let message = format!("{REQUESTS_MAX} questions of this program wait for their answers");
+            let message =
+                format!("{REQUESTS_MAX} questions of this program wait for their answers");
             return Err(Refusal::new(Cause::Exhausted, message));
         }
         let often = |whose: &str, retry_after_ms: u32| {
@@ -587,14 +598,16 @@ impl Broker {
         state.opens.take(now.ms).map_err(|after_ms| often("this program", after_ms))?;
         let most = CONNECTIONS_OF_PROGRAM_MAX;
         if !state.has_room() {
-            let message = format!("this program has {most} connections; that is all that one may have");
+            let message =
+                format!("this program has {most} connections; that is all that one may have");
             return Err(Refusal::new(Cause::Exhausted, message));
         }
         let uid = state.uid;
         let Some(user) = self.users.get_mut(&uid) else { return Ok(()) };
         user.opens.take(now.ms).map_err(|after_ms| often("this user", after_ms))?;
         if user.connections >= CONNECTIONS_OF_USER_MAX {
-            let message = format!("the programs of user {uid} have {CONNECTIONS_OF_USER_MAX} connections");
+            let message =
+                format!("the programs of user {uid} have {CONNECTIONS_OF_USER_MAX} connections");
             return Err(Refusal::new(Cause::Exhausted, message));
         }
         Ok(())
@@ -604,7 +617,8 @@ impl Broker {
     fn methods(&self, service: &ServiceName, from: &Peer) -> Result<Vec<MethodPattern>, Refusal> {
         let Some(acl) = self.acls.get(service) else { return Ok(vec![MethodPattern::any()]) };
         acl.methods(self.cluster.as_ref(), from).ok_or_else(|| {
-            let message = format!("{from} may not call `{service}`: its access list does not name it");
+            let message =
+                format!("{from} may not call `{service}`: its access list does not name it");
             Refusal::new(Cause::Denied, message)
         })
     }
@@ -623,15 +637,13 @@ impl Broker {
         let request = open.request;
         let chosen = self.choose(&open.service, &open.chain).cloned();
         let refusal = match chosen {
-            Ok(instance) => {
-                match self.join(program, &open, from, methods, &instance, now, fresh) {
-                    Ok(connect) => {
-                        effects.extend(connect);
-                        return;
-                    }
-                    Err(refusal) => refusal,
+            Ok(instance) => match self.join(program, &open, from, methods, &instance, now, fresh) {
+                Ok(connect) => {
+                    effects.extend(connect);
+                    return;
                 }
-            }
+                Err(refusal) => refusal,
+            },
             Err(no) => {
                 let refusal = refusal(&open.service, no);
                 let rtt_us = |host: &HostId| self.far_us.get(&host.dc).copied();
@@ -737,8 +749,7 @@ impl Broker {
             methods,
             receipts: None,
         };
-        let connect =
-            Effect::Connect { granted: (program, granted), incoming: (callee, incoming) };
+        let connect = Effect::Connect { granted: (program, granted), incoming: (callee, incoming) };
         Ok([connect, Effect::Audit(grant)])
     }
 
@@ -747,7 +758,8 @@ impl Broker {
             return Ok(());
         }
         let message = format!(
-            "{} connections are open on {}; its node has no descriptors for more", self.grants_max, self.me
+            "{} connections are open on {}; its node has no descriptors for more",
+            self.grants_max, self.me
         );
         Err(Refusal::later(Cause::Exhausted, message, RETRY_BUSY_MS))
     }
@@ -890,7 +902,8 @@ impl Broker {
 
     /// A program has a connection since before this node began.
     fn resume(&mut self, program: Program, resume: Resume, now: Moment, effects: &mut Vec<Effect>) {
-        let Resume { connection, grant: id, end, service, instance, peer, carrier, receipts } = resume;
+        let Resume { connection, grant: id, end, service, instance, peer, carrier, receipts } =
+            resume;
         let own_end = |grant: &Grant| *grant.party(end) == Party::Unheard;
         if self.grants.get(&id).is_some_and(|grant| !own_end(grant)) {
             // Somebody has this end already. What it is told is its own affair.
@@ -1225,7 +1238,8 @@ impl Broker {
                 && !grant.methods.is_empty()
                 && self.methods(&service, &grant.from).ok().as_ref() != Some(&grant.methods)
         };
-        let ended: Vec<GrantId> = self.grants.values().filter(changed).map(|grant| grant.id).collect();
+        let ended: Vec<GrantId> =
+            self.grants.values().filter(changed).map(|grant| grant.id).collect();
         for id in ended {
             self.end(id, Cause::Denied, None, None, &mut effects);
         }
@@ -1266,7 +1280,8 @@ impl Broker {
         self.parked = still;
         for parked in due {
             let message = format!(
-                "no place at `{}` became free within {} ms", parked.open.service, parked.open.budget_ms
+                "no place at `{}` became free within {} ms",
+                parked.open.service, parked.open.budget_ms
             );
             let refusal = Refusal::new(Cause::Deadline, message);
             self.refuse_or_park(parked, &refusal, &mut effects);
@@ -1336,7 +1351,9 @@ fn refusal(service: &ServiceName, no: NoPlace) -> Refusal {
     let NoPlace { cause, path } = no;
     let (message, retry_after_ms) = match cause {
         Cause::Busy => (
-            format!("every instance of `{service}` has all the connections that it takes; wait and try again"),
+            format!(
+                "every instance of `{service}` has all the connections that it takes; wait and try again"
+            ),
             Some(RETRY_BUSY_MS),
         ),
         Cause::Suspended => (
@@ -1344,7 +1361,9 @@ fn refusal(service: &ServiceName, no: NoPlace) -> Refusal {
             None,
         ),
         Cause::Draining => (
-            format!("every instance of `{service}` drains and takes no new callers; try again soon"),
+            format!(
+                "every instance of `{service}` drains and takes no new callers; try again soon"
+            ),
             Some(RETRY_BUSY_MS),
         ),
         Cause::Cycle => {
@@ -1352,10 +1371,7 @@ fn refusal(service: &ServiceName, no: NoPlace) -> Refusal {
             let path = names.join(" → ");
             (format!("the call would wait for itself: {path}"), None)
         }
-        _ => (
-            format!("nobody serves `{service}`; `kumo services` lists what is served"),
-            None,
-        ),
+        _ => (format!("nobody serves `{service}`; `kumo services` lists what is served"), None),
     };
     Refusal { cause, message, retry_after_ms, path }
 }

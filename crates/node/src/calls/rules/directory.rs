@@ -227,9 +227,8 @@ mod tests {
     fn hosts_that_ask_do_not_all_ask_the_same() {
         let kv: ServiceName = "kv".parse().expect("a name");
         let mut directory = Directory::default();
-        let servers: Vec<HostInfo> = (0..4)
-            .map(|nth| info(&format!("tokyo/s{nth}"), HostState::Alive, Some(1)))
-            .collect();
+        let servers: Vec<HostInfo> =
+            (0..4).map(|nth| info(&format!("tokyo/s{nth}"), HostState::Alive, Some(1))).collect();
         for server in &servers {
             directory.note(&server.id, Some(serves(1, 1, 0)));
         }

@@ -77,7 +77,9 @@ impl Grant {
 
     /// Whether the program at one of its ends is on this host.
     pub(crate) fn is_with(&self, host: &HostId) -> bool {
-        [&self.caller, &self.callee].iter().any(|party| matches!(party, Party::There(at) if at == host))
+        [&self.caller, &self.callee]
+            .iter()
+            .any(|party| matches!(party, Party::There(at) if at == host))
     }
 }
 

@@ -63,10 +63,9 @@ fn letters(effects: &[Effect]) -> Vec<String> {
     let tell = |program: &Program, told: &FromNode| match told {
         FromNode::Serving { .. } => format!("{program}:serving"),
         FromNode::Refused { cause, .. } => format!("{program}:refused {cause}"),
-        FromNode::Service { state, .. } => format!(
-            "{program}:service {} {} {}",
-            state.ready, state.asleep, state.silent_hosts
-        ),
+        FromNode::Service { state, .. } => {
+            format!("{program}:service {} {} {}", state.ready, state.asleep, state.silent_hosts)
+        }
         other => format!("{program}:{other:?}"),
     };
     let text = |effect: &Effect| match effect {
@@ -151,11 +150,15 @@ impl World {
 
     /// Nothing is left of connections, of programs, of users.
     fn assert_empty(&self) {
-        let Broker { programs, users, registry, grants, parked, watchers, awaited, .. } = &self.broker;
+        let Broker { programs, users, registry, grants, parked, watchers, awaited, .. } =
+            &self.broker;
         assert!(programs.is_empty() && grants.is_empty() && parked.is_empty());
         assert!(watchers.is_empty() && awaited.is_empty());
         assert_eq!(registry.iter().count(), 0);
-        assert!(users.values().all(|user| user.programs == 0 && user.connections == 0), "{users:?}");
+        assert!(
+            users.values().all(|user| user.programs == 0 && user.connections == 0),
+            "{users:?}"
+        );
     }
 }
 
@@ -177,10 +180,7 @@ fn a_server_is_found_and_its_death_is_told_in_order() {
     assert!(world.hear(1, ToNode::Closed { connection: 0 }).is_empty());
     assert_eq!(world.hear(1, ToNode::Open(open(4, "kv"))), ["1#0->3#2", "audit"]);
     // A caller that ends is told to its callee, and one that closes too.
-    assert_eq!(
-        world.hear(1, ToNode::Closed { connection: 0 }),
-        ["notice 3#2 CANCELLED", "shut"]
-    );
+    assert_eq!(world.hear(1, ToNode::Closed { connection: 0 }), ["notice 3#2 CANCELLED", "shut"]);
     assert_eq!(world.gone(1, Cause::Died), ["notice 3#1 DIED", "shut"]);
     assert_eq!(world.gone(3, Cause::Lost), ["publish kv 0 0%"]);
     world.assert_empty();
@@ -316,7 +316,9 @@ fn who_floods_harms_itself() {
         let said = world.say(1, ToNode::Open(open(request, "nobody")));
         match &said[..] {
             [Effect::Tell(1, FromNode::Refused { cause: Cause::NoSuch, .. })] => {}
-            [Effect::Tell(1, FromNode::Refused { cause: Cause::Exhausted, retry_after_ms, .. })] => {
+            [
+                Effect::Tell(1, FromNode::Refused { cause: Cause::Exhausted, retry_after_ms, .. }),
+            ] => {
                 refused = Some((request, *retry_after_ms));
                 break;
             }
