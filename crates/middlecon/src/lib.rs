@@ -25,8 +25,10 @@
 //! | `broker/` | what a node decides about programs, servers and connections: pure, shared with the node |
 //! | `carrier/` | frames between two programs |
 //! | `node` | the connection to the node, kept by one thread |
-//! | `client`, `server` | blocking, a thread each: the fast path |
+//! | `client`, `server` | by threads that block, the fast path; and by tasks |
+//! | `watch` | how many of a service answer |
 //! | `context` | what nested calls inherit |
+//! | `secure` | TLS with programs of other hosts |
 //! | `program` | what this program shows its node |
 
 pub mod broker;
@@ -38,15 +40,20 @@ mod gate;
 mod node;
 mod program;
 pub mod rules;
+mod secure;
 mod server;
 mod time;
+mod watch;
 
-pub use client::tasks::{AsyncRequest, AsyncService};
+pub use client::gather::{Enough, GROUP_MAX, Member, gather};
+pub use client::tasks::{AsyncRequest, AsyncService, PULSE_BYTES_MAX};
 pub use client::threads::ping::{Answerer, Pong};
 pub use client::threads::{Request, Service};
 pub use context::Context;
 pub use error::{CODE_NESTED, CallError, Failure};
 pub use node::{Node, NodeError, Welcome};
+pub use secure::Secure;
 pub use server::tasks::{AsyncBuilder, AsyncCall};
 pub use server::threads::{Builder, Call};
 pub use server::{CONNECTIONS_MAX, Server};
+pub use watch::Watch;

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
-use kumo_abi::call::{Cause, InstanceId, Who};
+use kumo_abi::call::{Cause, InstanceId, ServiceName, Who};
 use kumo_abi::control::{
     self, Connection, FromNode, Incoming, PACKET_BYTES_MAX, Request, Resume, Serve, ServiceState,
     ToNode,
@@ -25,10 +25,11 @@ use kumo_sys::PeerPage;
 use kumo_sys::packet::{self, Wait};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
-use crate::carrier::Stop;
-use crate::carrier::local::{Link, wait};
+use crate::carrier::local::wait;
+use crate::carrier::{Link, Stop};
 use crate::error::CallError;
 use crate::program::Program;
+use crate::secure::{Brought, Certificates, Secure};
 use crate::time::now_ns;
 
 /// How long a node may take to answer a hello.
@@ -74,6 +75,7 @@ pub(crate) struct Answer {
 }
 
 type Waiter = Box<dyn FnOnce(Answer) + Send>;
+type Hear = Box<dyn Fn(ServiceState) + Send>;
 
 /// Takes callers of one instance.
 pub(crate) trait Accept: Send + Sync {
@@ -125,8 +127,10 @@ pub(crate) struct Shared {
     waiting: Mutex<HashMap<Request, Waiter>>,
     served: Mutex<HashMap<InstanceId, Served>>,
     connections: Mutex<HashMap<Connection, (Weak<Link>, Resume)>>,
-    watches: Mutex<HashMap<Request, Box<dyn Fn(ServiceState) + Send>>>,
+    watches: Mutex<HashMap<Request, (ServiceName, Hear)>>,
     welcome: Mutex<Option<Welcome>>,
+    pub(crate) secure: ArcSwapOption<Brought>,
+    pub(crate) certificates: Certificates,
     over: AtomicBool,
 }
 
@@ -159,6 +163,8 @@ impl Node {
             connections: Mutex::default(),
             watches: Mutex::default(),
             welcome: Mutex::default(),
+            secure: ArcSwapOption::empty(),
+            certificates: Certificates::default(),
             over: AtomicBool::new(false),
         });
         let socket = shared.connect()?;
@@ -166,6 +172,12 @@ impl Node {
         let thread = std::thread::Builder::new().name("middlecon".to_owned());
         thread.spawn(move || keeper.keep(socket))?;
         Ok(Node { _alive: Arc::new(Alive(shared.clone())), shared })
+    }
+
+    /// Brings what decides whom to believe on other hosts. Without it, calls to and from other hosts that
+    /// no node splices are not executed.
+    pub fn secure_with(&self, secure: Arc<dyn Secure>) {
+        self.shared.secure.store(Some(Arc::new(Brought(secure))));
     }
 
     /// Who this program is, as its node says.
@@ -270,13 +282,14 @@ impl Shared {
             | FromNode::Refused { request, .. }
             | FromNode::Certificate { request, .. } => *request,
             FromNode::Service { request, state } => {
-                if let Some(hear) = lock(&self.watches).get(request) {
+                if let Some((_, hear)) = lock(&self.watches).get(request) {
                     hear(state.clone());
                 }
                 return;
             }
             FromNode::Incoming(_) => return self.incoming(answer),
-            FromNode::Evicted { .. } | FromNode::Leaving | FromNode::Welcome { .. } => return,
+            FromNode::Evicted { serials } => return self.certificates.evicted(serials),
+            FromNode::Leaving | FromNode::Welcome { .. } => return,
         };
         let waiter = lock(&self.waiting).remove(&request);
         match (waiter, &answer.message) {
@@ -321,6 +334,13 @@ impl Shared {
             lock(&self.served).values().map(|served| served.serve.clone()).collect();
         for serve in served {
             self.tell(&ToNode::Serve(serve), None);
+        }
+        let watched: Vec<(Request, ServiceName)> = lock(&self.watches)
+            .iter()
+            .map(|(request, (service, _))| (*request, service.clone()))
+            .collect();
+        for (request, service) in watched {
+            self.tell(&ToNode::Watch { request, service }, None);
         }
         let connections: Vec<(Arc<Link>, Resume)> = lock(&self.connections)
             .values()
@@ -457,8 +477,12 @@ impl Shared {
         page.load(at_bytes, Ordering::Acquire) == id
     }
 
-    pub(crate) fn watch(&self, request: Request, hear: Box<dyn Fn(ServiceState) + Send>) {
-        lock(&self.watches).insert(request, hear);
+    /// Has `hear` called, on the node's thread, with every state of a service.
+    pub(crate) fn watch(&self, service: ServiceName, hear: Hear) -> Request {
+        let request = self.request();
+        lock(&self.watches).insert(request, (service.clone(), hear));
+        self.tell(&ToNode::Watch { request, service }, None);
+        request
     }
 
     pub(crate) fn unwatch(&self, request: Request) {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use kumo_abi::call::{Cause, Method, ServiceName};
-use middlecon::{CallError, Context, Failure, Node, Server};
+use middlecon::{CallError, Context, Enough, Failure, Member, Node, Server, gather};
 use support::TestNode;
 
 fn service(name: &str) -> ServiceName {
@@ -249,4 +249,100 @@ async fn a_handler_whose_budget_is_spent_is_dropped_and_calls_inherit_what_is_le
     println!("a deadline of {budget:?} was told after {:?}", began.elapsed());
     until("its handler was dropped", || inside.left() == 1).await;
     tokio::task::spawn_blocking(move || drop((a, b))).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_group_has_one_outcome_for_each_and_cancels_who_is_not_needed() {
+    let node = TestNode::start();
+    let here = Node::connect(node.run_dir()).unwrap();
+    let inside = Inside::default();
+    let handler_inside = inside.clone();
+    let server = here
+        .serve_async(&service("s"))
+        .method(&method("fine"), |call| async move { Ok(call.body) })
+        .method(&method("fail"), |_| async { Err(Failure::new(1, "no")) })
+        .method(&method("hang"), move |_| {
+            let stay = handler_inside.enter();
+            async move {
+                let _stay = stay;
+                std::future::pending::<Result<Bytes, Failure>>().await
+            }
+        })
+        .start()
+        .await
+        .unwrap();
+    let s = here.service_async(&service("s"));
+    let member = |name: &str, body: &'static str| Member {
+        service: s.clone(),
+        method: method(name),
+        body: body.into(),
+    };
+    let all = vec![member("fine", "1"), member("fail", "2"), member("fine", "3")];
+    let outcomes = gather(all, None, Enough::All).await.unwrap();
+    assert_eq!(outcomes[0].as_deref(), Ok(&b"1"[..]));
+    assert!(matches!(outcomes[1], Err(CallError::Failed { code: 1, .. })));
+    assert_eq!(outcomes[2].as_deref(), Ok(&b"3"[..]));
+    for enough in [Enough::First, Enough::Quorum(1)] {
+        let some = vec![member("hang", ""), member("fine", "x"), member("hang", "")];
+        let outcomes = gather(some, None, enough).await.unwrap();
+        assert_eq!(outcomes[1].as_deref(), Ok(&b"x"[..]));
+        for at in [0, 2] {
+            assert_eq!(outcomes[at].as_ref().unwrap_err().cause(), Some(Cause::Cancelled));
+        }
+    }
+    until("those that were not needed are over", || inside.entered() == inside.left()).await;
+    let many = vec![member("fine", ""); 1_025];
+    let told = gather(many, None, Enough::All).await.unwrap_err();
+    assert_eq!(told.cause(), Some(Cause::TooLarge));
+    tokio::task::spawn_blocking(move || drop(server)).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pulses_never_wait_and_the_last_one_arrives() {
+    let node = TestNode::start();
+    let here = Node::connect(node.run_dir()).unwrap();
+    let last = Arc::new(AtomicUsize::new(0));
+    let seen = last.clone();
+    let server = here
+        .serve_async(&service("gauge"))
+        .method(&method("level"), move |call| {
+            let seen = seen.clone();
+            async move {
+                let level: usize = String::from_utf8_lossy(&call.body).parse().unwrap_or(0);
+                seen.fetch_max(level, Ordering::SeqCst);
+                Ok(Bytes::new())
+            }
+        })
+        .start()
+        .await
+        .unwrap();
+    let gauge = here.service_async(&service("gauge"));
+    for level in 1..=1_000 {
+        gauge.pulse(&method("level"), level.to_string().into());
+    }
+    until("the last level is known", || last.load(Ordering::SeqCst) == 1_000).await;
+    let (_, dropped) = gauge.pulses_lost();
+    assert_eq!(dropped, 0, "one method never takes more than one place");
+    // To nobody: nothing happens, and nothing waits.
+    here.service_async(&service("nobody")).pulse(&method("level"), "1".into());
+    tokio::task::spawn_blocking(move || drop(server)).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_watched_service_is_told_and_again_by_a_new_node() {
+    let node = TestNode::start();
+    let here = Node::connect(node.run_dir()).unwrap();
+    let server = here
+        .serve_async(&service("s"))
+        .method(&method("m"), |_| async { Ok(Bytes::new()) })
+        .start()
+        .await
+        .unwrap();
+    let mut watch = here.watch(&service("s"));
+    assert_eq!(watch.changed().await.unwrap().ready, 1);
+    let node = tokio::task::spawn_blocking(move || node.restart()).await.unwrap();
+    assert_eq!(watch.changed().await.unwrap().ready, 1);
+    assert_eq!(watch.state().unwrap().ready, 1);
+    tokio::task::spawn_blocking(move || drop(server)).await.unwrap();
+    drop(node);
 }

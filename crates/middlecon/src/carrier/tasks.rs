@@ -6,12 +6,13 @@ use std::os::unix::net::UnixStream as StdStream;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use kumo_abi::control::Carrier;
 use kumo_abi::frame::Header;
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 
-use super::local::{Link, Reader, Writer};
-use super::{Frame, Stop};
+use super::remote::{Facts, Part, Remote, parts};
+use super::{Frame, Link, Stop, Writer, local, remote};
 use crate::time::now_ns;
 
 /// A socket as tokio watches it. It is a packet socket: nothing is read or written through this type.
@@ -25,55 +26,148 @@ fn watch(socket: OwnedFd) -> io::Result<UnixStream> {
 pub(crate) struct Inbox {
     /// A duplicate: the link owns the socket itself.
     socket: UnixStream,
-    reader: Reader,
-    ring: bool,
+    from: From,
+}
+
+enum From {
+    Local { reader: local::Reader, ring: bool },
+    Remote(Arc<Remote>),
 }
 
 impl Inbox {
-    pub(crate) fn new(link: &Arc<Link>, reader: Reader, ring: bool) -> Result<Inbox, Stop> {
-        Ok(Inbox { socket: watch(link.as_fd().try_clone_to_owned()?)?, reader, ring })
+    fn new(link: &Link, from: From) -> Result<Inbox, Stop> {
+        Ok(Inbox { socket: watch(link.as_fd().try_clone_to_owned()?)?, from })
     }
 
     /// The next frame. What is dropped while waiting has taken nothing.
     pub(crate) async fn next(&mut self) -> Result<Frame, Stop> {
-        loop {
-            if let Some(frame) = self.reader.try_next()? {
-                return Ok(frame);
-            }
-            if !self.reader.asleep() {
-                continue;
-            }
-            self.socket.readable().await?;
-            let (reader, ring) = (&mut self.reader, self.ring);
-            let mut read = Ok(None);
-            // Read to the end within, so that what comes after that is not forgotten.
-            let _ = self.socket.try_io(Interest::READABLE, || {
-                read = if ring { reader.awake().map(|()| None) } else { reader.try_next() };
-                match read {
-                    Ok(None) => Err(io::ErrorKind::WouldBlock.into()),
-                    _ => Ok(()),
-                }
-            });
-            if let Some(frame) = read? {
-                return Ok(frame);
-            }
+        let socket = &self.socket;
+        match &mut self.from {
+            From::Local { reader, ring } => next_local(socket, reader, *ring).await,
+            From::Remote(remote) => next_remote(socket, remote).await,
         }
     }
 }
 
-/// As [`Link::join`], without blocking.
-pub(crate) async fn join(socket: OwnedFd, ring: bool, deadline_ns: u64) -> Result<Link, Stop> {
-    let own = Link::offer(&socket, ring)?;
-    let socket = watch(socket)?;
-    let left = Duration::from_nanos(deadline_ns.saturating_sub(now_ns()));
-    match tokio::time::timeout(left, socket.readable()).await {
-        Err(_) => return Err(Stop::Deadline),
-        Ok(ready) => ready?,
+async fn next_local(
+    socket: &UnixStream,
+    reader: &mut local::Reader,
+    ring: bool,
+) -> Result<Frame, Stop> {
+    loop {
+        if let Some(frame) = reader.try_next()? {
+            return Ok(frame);
+        }
+        if !reader.asleep() {
+            continue;
+        }
+        socket.readable().await?;
+        let mut read = Ok(None);
+        // Read to the end within, so that what comes after that is not forgotten.
+        let _ = socket.try_io(Interest::READABLE, || {
+            read = if ring { reader.awake().map(|()| None) } else { reader.try_next() };
+            match read {
+                Ok(None) => Err(io::ErrorKind::WouldBlock.into()),
+                _ => Ok(()),
+            }
+        });
+        if let Some(frame) = read? {
+            return Ok(frame);
+        }
     }
-    Link::accept(socket.into_std()?.into(), own, ring)
 }
 
-/// Sends a frame, waiting for room until the deadline. Dropped, it has sent all of it or nothing.
+async fn next_remote(socket: &UnixStream, remote: &Remote) -> Result<Frame, Stop> {
+    loop {
+        let mut read = Ok(None);
+        let _ = socket.try_io(Interest::READABLE, || {
+            read = remote.try_next();
+            match read {
+                Ok(None) => Err(io::ErrorKind::WouldBlock.into()),
+                _ => Ok(()),
+            }
+        });
+        if let Some(frame) = read? {
+            return Ok(frame);
+        }
+        // Bytes that came together with others are not announced by the socket.
+        if let Some(frame) = remote.try_next()? {
+            return Ok(frame);
+        }
+        // Others may leave bytes behind that the socket did not take; they are sent here.
+        // An end is told after what had arrived, by reading.
+        let mut all = remote.flush().unwrap_or(true);
+        if !all {
+            // Once more within, so that room that comes after it is not forgotten.
+            let _ = socket.try_io(Interest::WRITABLE, || {
+                all = remote.flush().unwrap_or(true);
+                if all { Ok(()) } else { Err(io::ErrorKind::WouldBlock.into()) }
+            });
+        }
+        tokio::select! {
+            ready = socket.readable() => ready?,
+            ready = socket.writable(), if !all => ready?,
+            () = remote.behind.notified() => {}
+        }
+    }
+}
+
+/// As [`super::join`], without blocking.
+pub(crate) async fn join(
+    socket: OwnedFd,
+    carrier: Carrier,
+    tls: Option<rustls::Connection>,
+    facts: Facts,
+    deadline_ns: u64,
+) -> Result<(Arc<Link>, Writer, Inbox), Stop> {
+    let left = Duration::from_nanos(deadline_ns.saturating_sub(now_ns()));
+    tokio::time::timeout(left, join_in_time(socket, carrier, tls, facts))
+        .await
+        .unwrap_or(Err(Stop::Deadline))
+}
+
+async fn join_in_time(
+    socket: OwnedFd,
+    carrier: Carrier,
+    tls: Option<rustls::Connection>,
+    facts: Facts,
+) -> Result<(Arc<Link>, Writer, Inbox), Stop> {
+    if let Carrier::Local { ring } = carrier {
+        let own = local::Link::offer(&socket, ring)?;
+        let socket = watch(socket)?;
+        socket.readable().await?;
+        let link = local::Link::accept(socket.into_std()?.into(), own, ring)?;
+        let (link, writer, reader) = link.split();
+        let link = Arc::new(Link::Local(link));
+        let inbox = Inbox::new(&link, From::Local { reader, ring })?;
+        return Ok((link, Writer::Local(writer), inbox));
+    }
+    let remote = remote(socket, carrier, tls, facts)?;
+    let link = Arc::new(Link::Remote(remote.clone()));
+    let inbox = Inbox::new(&link, From::Remote(remote.clone()))?;
+    let (mut done, mut full) = remote.handshake()?;
+    while !done {
+        if full {
+            inbox.socket.writable().await?;
+            (done, full) = remote.handshake()?;
+            continue;
+        }
+        inbox.socket.readable().await?;
+        let mut step = Ok((false, false));
+        let _ = inbox.socket.try_io(Interest::READABLE, || {
+            step = remote.handshake();
+            match step {
+                Ok((false, false)) => Err(io::ErrorKind::WouldBlock.into()),
+                _ => Ok(()),
+            }
+        });
+        (done, full) = step?;
+    }
+    Ok((link, Writer::Remote(remote), inbox))
+}
+
+/// Sends a frame, waiting for room until the deadline. Dropped, it has sent all of it or nothing; of a
+/// large body perhaps the beginning, which its receiver then never takes for a whole.
 pub(crate) async fn send(
     writer: &Mutex<Writer>,
     header: Header,
@@ -81,9 +175,24 @@ pub(crate) async fn send(
     body: &[u8],
     deadline_ns: u64,
 ) -> Result<(), Stop> {
+    let is_remote =
+        matches!(*writer.lock().unwrap_or_else(PoisonError::into_inner), Writer::Remote(_));
+    if !is_remote {
+        return send_part(writer, Part { header, ext, body: body.into() }, deadline_ns).await;
+    }
+    for part in parts(header, ext, body) {
+        send_part(writer, part, deadline_ns).await?;
+    }
+    Ok(())
+}
+
+async fn send_part(writer: &Mutex<Writer>, part: Part<'_>, deadline_ns: u64) -> Result<(), Stop> {
     loop {
-        let sent =
-            writer.lock().unwrap_or_else(PoisonError::into_inner).try_send(header, ext, body)?;
+        let sent = writer.lock().unwrap_or_else(PoisonError::into_inner).try_send(
+            part.header,
+            part.ext,
+            &part.body,
+        )?;
         if sent {
             return Ok(());
         }

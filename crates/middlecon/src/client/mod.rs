@@ -1,17 +1,22 @@
 //! Calling: what threads and tasks share.
 
+pub(crate) mod gather;
 pub(crate) mod tasks;
 pub(crate) mod threads;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use kumo_abi::call::{BODY_BYTES_MAX, Cause, HOPS_MAX, Method, ServiceName, Status};
+use kumo_abi::call::{
+    BODY_BYTES_MAX, Cause, HOPS_MAX, Method, NOTICE_WAIT_MS_MAX, ServiceName, Status,
+};
 use kumo_abi::control::{End, Granted, Open, Resume};
-use kumo_abi::frame::{Extensions, Header, Kind};
+use kumo_abi::frame::{Extensions, Group, Header, Kind};
 use kumo_abi::page::{InFlight, Side, Span};
 
-use crate::carrier::{Frame, Stop};
+use crate::carrier::remote::Facts;
+use crate::carrier::{Frame, Link, Stop};
 use crate::context::Context;
 use crate::error::CallError;
 use crate::node::Shared;
@@ -31,6 +36,7 @@ struct How {
     budget: Option<Duration>,
     priority: Option<u8>,
     wait: bool,
+    group: Option<Group>,
 }
 
 /// What all attempts of one call share.
@@ -85,6 +91,7 @@ impl Prepared {
             method: Some(method.as_str()),
             chain: context.chain(),
             baggage: inner.baggage.as_deref(),
+            group: how.group,
             ..Extensions::default()
         };
         extensions
@@ -177,6 +184,20 @@ fn resume(granted: &Granted, service: &ServiceName) -> Resume {
         peer: granted.peer.clone(),
         carrier: granted.carrier,
         receipts: None,
+    }
+}
+
+fn facts(node: &Arc<Shared>, granted: &Granted) -> Facts {
+    let (node, connection) = (node.clone(), granted.connection);
+    Facts { node, connection, receipts: None, says_received: false }
+}
+
+/// How long to wait for the node to say why a connection ended. Across hosts the outcome depends on it.
+fn notice_wait_ns(link: &Link, deadline_ns: u64) -> u64 {
+    if link.is_remote() {
+        (NOTICE_WAIT_MS_MAX * 1_000_000).min(deadline_ns.saturating_sub(now_ns()))
+    } else {
+        NOTICE_WAIT_NS
     }
 }
 

@@ -12,25 +12,31 @@ use std::time::Duration;
 use bytes::Bytes;
 use kumo_abi::call::{CALLS_IN_FLIGHT_MAX, Cause, Method, ServiceName, Status};
 use kumo_abi::control::{Carrier, Connection, FromNode, Granted, ToNode};
-use kumo_abi::frame::{Header, Kind};
+use kumo_abi::frame::{Group, Header, Kind};
 use kumo_abi::page::Notice;
 use tokio::sync::oneshot;
 
 use super::{
-    ATTEMPTS_MAX, How, NOTICE_WAIT_NS, Prepared, cause_of, check_grant, hear, is_good_after,
-    resume, status, words,
+    ATTEMPTS_MAX, How, NOTICE_WAIT_NS, Prepared, cause_of, check_grant, facts, hear, is_good_after,
+    notice_wait_ns, resume, status, words,
 };
-use crate::carrier::local::{Link, Writer};
 use crate::carrier::tasks::{Inbox, join, send};
-use crate::carrier::{Frame, Stop};
+use crate::carrier::{Frame, Link, Stop, Writer};
 use crate::context::random;
 use crate::error::CallError;
 use crate::node::{Answer, Held, Node, Shared};
+use crate::rules::pulse::Pulses;
 use crate::rules::truth::{Event, Flight, Taken, may_retry};
 use crate::time::now_ns;
 
 /// Most connections to one service: as many calls on servers that take one at a time.
 const LINES_MAX: usize = 256;
+
+/// Largest pulse: one frame.
+pub const PULSE_BYTES_MAX: usize = kumo_abi::frame::BODY_BYTES_MAX;
+
+/// How long a pulse waits to be sent, at most.
+const PULSE_WAIT_MAX: Duration = Duration::from_secs(1);
 
 type Outcome = Result<Bytes, CallError>;
 
@@ -44,6 +50,7 @@ pub struct AsyncService {
 struct ServiceShared {
     name: ServiceName,
     lines: Mutex<Vec<Arc<Line>>>,
+    pulses: Mutex<Waiting>,
     /// One opens at a time: who waited for another's line finds room on it.
     opening: tokio::sync::Mutex<()>,
 }
@@ -54,10 +61,18 @@ impl Node {
         let shared = ServiceShared {
             name: name.clone(),
             lines: Mutex::default(),
+            pulses: Mutex::default(),
             opening: tokio::sync::Mutex::default(),
         };
         AsyncService { node: self.clone(), shared: Arc::new(shared) }
     }
+}
+
+/// Pulses that wait, and whether a task is sending them.
+#[derive(Default)]
+struct Waiting {
+    pulses: Pulses,
+    is_sending: bool,
 }
 
 /// A call that is being put together.
@@ -85,6 +100,12 @@ impl AsyncRequest<'_> {
     /// Where all instances are taken, waits for one within the budget; else that is BUSY.
     pub fn wait_for_place(mut self) -> Self {
         self.how.wait = true;
+        self
+    }
+
+    /// It is one of a group.
+    pub(crate) fn in_group(mut self, group: Group) -> Self {
+        self.how.group = Some(group);
         self
     }
 
@@ -125,6 +146,54 @@ impl AsyncService {
     /// A call with options.
     pub fn request<'a>(&'a self, method: &'a Method) -> AsyncRequest<'a> {
         AsyncRequest { service: self, method, how: How::default() }
+    }
+
+    /// Sends a message without a reply, and never waits: what cannot leave at once is replaced by a later
+    /// pulse of its method. Nobody says whether it arrived. To be called on a tokio runtime.
+    pub fn pulse(&self, method: &Method, body: Bytes) {
+        let mut waiting = self.waiting();
+        waiting.pulses.put(method, body);
+        if !waiting.is_sending {
+            waiting.is_sending = true;
+            let service = self.clone();
+            tokio::spawn(async move { service.send_pulses().await });
+        }
+    }
+
+    /// How many pulses were replaced by later ones, and how many were dropped for want of room.
+    pub fn pulses_lost(&self) -> (u64, u64) {
+        self.waiting().pulses.lost()
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.shared.pulses.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn send_pulses(&self) {
+        let budget = Some(PULSE_WAIT_MAX);
+        loop {
+            let next = {
+                let mut waiting = self.waiting();
+                let next = waiting.pulses.first().cloned();
+                waiting.is_sending = next.is_some();
+                // Taken out before it is sent: one that comes meanwhile is later, and goes after it.
+                waiting.pulses.sent();
+                next
+            };
+            let Some((method, body)) = next else { return };
+            let how = How { budget, ..How::default() };
+            let name = &self.shared.name;
+            let sent = async {
+                let len_bytes = body.len();
+                let prepared = Prepared::new(&self.node.shared, name, &method, how, len_bytes)?;
+                let (line, seat) = self.seat(&prepared).await?;
+                line.wires.leave(&seat);
+                line.pulse(&prepared, &body).await
+            };
+            if let Err(error) = sent.await {
+                tracing::debug!(%error, service = %name, "a pulse was not sent");
+            }
+        }
     }
 
     /// How many connections it has.
@@ -300,6 +369,11 @@ impl Wires {
         Some(Seat { id: state.count << 6 | u64::from(index) })
     }
 
+    /// A place that was not used.
+    fn leave(&self, seat: &Seat) {
+        self.state().free |= 1 << seat.index();
+    }
+
     /// The callee has said how this call ended: its place is free.
     fn over(state: &mut State, id: u64) -> Option<Pending> {
         let pending = state.pending.remove(&id)?;
@@ -347,9 +421,11 @@ impl Wires {
             return;
         }
         let cause = match stop {
-            Stop::Ended => why_it_ended(&node, self.granted.connection)
-                .await
-                .map_or(Cause::Lost, |notice| notice.cause),
+            Stop::Ended => {
+                let wait_ns = notice_wait_ns(&self.link, u64::MAX);
+                let notice = why_it_ended(&node, self.granted.connection, wait_ns).await;
+                notice.map_or(Cause::Lost, |notice| notice.cause)
+            }
             ref other => cause_of(other),
         };
         for (id, mut pending) in pending {
@@ -364,14 +440,15 @@ impl Wires {
 }
 
 /// As [`crate::node::why_it_ended`], without blocking.
-async fn why_it_ended(node: &Shared, connection: Connection) -> Option<Notice> {
-    let until_ns = now_ns() + NOTICE_WAIT_NS;
+async fn why_it_ended(node: &Shared, connection: Connection, wait_ns: u64) -> Option<Notice> {
+    let until_ns = now_ns() + wait_ns;
     loop {
         let notice = node.notice(connection);
         if notice.is_some() || now_ns() >= until_ns {
             return notice;
         }
-        tokio::task::yield_now().await;
+        // A moment on one host, longer across hosts: not worth a thread that looks all the time.
+        tokio::time::sleep(Duration::from_micros(wait_ns / 20_000)).await;
     }
 }
 
@@ -385,10 +462,6 @@ impl Line {
     ) -> Result<Line, CallError> {
         let connection = granted.connection;
         let mut back = GoesBack { node, connection, places: Vec::new(), kept: false };
-        let Carrier::Local { ring } = granted.carrier else {
-            let message = "this program has no carrier to other hosts";
-            return Err(CallError::not_executed(Cause::NoSuch, message));
-        };
         let concurrent = usize::from(granted.concurrent).clamp(1, CALLS_IN_FLIGHT_MAX);
         for _ in 0..concurrent {
             let message = "this program has too many connections";
@@ -400,22 +473,28 @@ impl Line {
         let count = random() >> 7;
         let shown = prepared.in_flight(count << 6, connection, now_ns());
         node.program.show(back.places[0], &shown);
-        let joined = join(socket, ring, prepared.deadline_ns).await;
+        let tls = match granted.carrier {
+            Carrier::Tls => {
+                let own = prepared.context.inner().instance;
+                let certificate = node.certificate_async(own).await;
+                node.tls_client(certificate, service, &granted.peer)
+            }
+            Carrier::Local { .. } | Carrier::Spliced => None,
+        };
+        let facts = facts(node, &granted);
+        let joined = join(socket, granted.carrier, tls, facts, prepared.deadline_ns).await;
         node.program.clear(back.places[0]);
-        let link = match joined {
-            Ok(link) => link,
+        let (link, writer, inbox) = match joined {
+            Ok(joined) => joined,
             Err(stop) => {
                 let notice = match stop {
-                    Stop::Ended => why_it_ended(node, connection).await,
+                    Stop::Ended => why_it_ended(node, connection, NOTICE_WAIT_NS).await,
                     _ => None,
                 };
                 let cause = notice.map_or(cause_of(&stop), |notice| notice.cause);
                 return Err(CallError::not_executed(cause, words(&stop)));
             }
         };
-        let (link, writer, reader) = link.split();
-        let inbox = Inbox::new(&link, reader, ring)
-            .map_err(|stop| CallError::not_executed(cause_of(&stop), words(&stop)))?;
         let held = Held::new(node, &link, resume(&granted, service));
         back.kept = true;
         let free = if concurrent == CALLS_IN_FLIGHT_MAX { u64::MAX } else { (1 << concurrent) - 1 };
@@ -431,6 +510,19 @@ impl Line {
         tokio::spawn(wires.clone().receive(inbox, node.clone()));
         let places = std::mem::take(&mut back.places);
         Ok(Line { wires, service: service.clone(), places, held })
+    }
+
+    async fn pulse(&self, prepared: &Prepared, body: &[u8]) -> Result<(), CallError> {
+        check_grant(&self.wires.granted, &self.service, &prepared.method)?;
+        let call = prepared.header(&self.wires.granted, 0, now_ns());
+        let header = Header { kind: Kind::Pulse, ..call };
+        if body.len() > PULSE_BYTES_MAX {
+            let message = format!("a pulse has at most {PULSE_BYTES_MAX} bytes");
+            return Err(CallError::not_executed(Cause::TooLarge, message));
+        }
+        send(&self.wires.writer, header, &prepared.ext, body, prepared.deadline_ns)
+            .await
+            .map_err(|stop| CallError::not_executed(cause_of(&stop), words(&stop)))
     }
 
     async fn call(&self, seat: Seat, prepared: &Prepared, body: &[u8]) -> Outcome {
@@ -551,5 +643,11 @@ impl Drop for Flying<'_> {
             self.give_up();
         }
         self.line.held.shared.program.clear(self.place);
+    }
+}
+
+impl std::fmt::Debug for AsyncService {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "AsyncService({})", self.shared.name)
     }
 }

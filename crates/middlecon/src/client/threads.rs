@@ -16,11 +16,10 @@ use kumo_abi::control::{Carrier, FromNode, Granted, ToNode};
 use kumo_abi::frame::{Header, Kind};
 
 use super::{
-    ATTEMPTS_MAX, How, NOTICE_WAIT_NS, Prepared, cause_of, check_grant, hear, is_good_after,
-    resume, status, words,
+    ATTEMPTS_MAX, How, NOTICE_WAIT_NS, Prepared, cause_of, check_grant, facts, hear, is_good_after,
+    notice_wait_ns, resume, status, words,
 };
-use crate::carrier::Stop;
-use crate::carrier::local::{Link, Reader, Writer};
+use crate::carrier::{Link, Reader, Stop, Writer, join};
 use crate::context::random;
 use crate::error::CallError;
 use crate::node::{Held, Node, Shared, why_it_ended};
@@ -202,10 +201,6 @@ impl Connection {
             node.tell(&ToNode::Closed { connection: granted.connection }, None);
             error
         };
-        let Carrier::Local { ring } = granted.carrier else {
-            let message = "this program has no carrier to other hosts";
-            return Err(closed(CallError::not_executed(Cause::NoSuch, message)));
-        };
         let Some(place) = node.program.place() else {
             let message = "this program has too many connections";
             return Err(closed(CallError::not_executed(Cause::Exhausted, message)));
@@ -215,9 +210,18 @@ impl Connection {
         let next_id = random();
         let shown = prepared.in_flight(next_id, granted.connection, now_ns());
         node.program.show(place, &shown);
-        let joined = Link::join(socket, ring, prepared.deadline_ns);
+        let tls = match granted.carrier {
+            Carrier::Tls => {
+                let own = prepared.context.inner().instance;
+                let certificate = node.certificate(own, prepared.deadline_ns);
+                node.tls_client(certificate, &service, &granted.peer)
+            }
+            Carrier::Local { .. } | Carrier::Spliced => None,
+        };
+        let facts = facts(node, &granted);
+        let joined = join(socket, granted.carrier, tls, facts, prepared.deadline_ns);
         node.program.clear(place);
-        let link = joined.map_err(|stop| {
+        let (link, writer, reader) = joined.map_err(|stop| {
             node.program.leave(place);
             let notice = match stop {
                 Stop::Ended => why_it_ended(node, granted.connection, NOTICE_WAIT_NS),
@@ -226,7 +230,6 @@ impl Connection {
             let cause = notice.map_or(cause_of(&stop), |notice| notice.cause);
             closed(CallError::not_executed(cause, stop.to_string()))
         })?;
-        let (link, writer, reader) = link.split();
         let held = Held::new(node, &link, resume(&granted, &service));
         Ok(Connection {
             writer,
@@ -284,9 +287,18 @@ impl Connection {
         }
         self.good = false;
         let stop = stop.unwrap_or(Stop::Ended);
+        // Across hosts the notice is what tells whether it was taken; here it only tells the cause.
+        let cause = match stop {
+            Stop::Ended => {
+                let wait_ns = notice_wait_ns(&self.link, prepared.deadline_ns);
+                let notice = why_it_ended(&self.held.shared, self.granted.connection, wait_ns);
+                notice.map_or(Cause::Lost, |notice| notice.cause)
+            }
+            ref other => cause_of(other),
+        };
         let taken = self.link.take_back(header.call);
         // What came while we took it back counts, too: a reply that was written is a reply.
-        if taken == Taken::Yes && matches!(stop, Stop::Ended | Stop::Deadline) {
+        if taken != Taken::No && matches!(stop, Stop::Ended | Stop::Deadline) {
             while let Ok(Some(frame)) = self.reader.try_next() {
                 if frame.header.call == header.call
                     && let Ok(Some(result)) = hear(&mut flight, frame)
@@ -296,14 +308,6 @@ impl Connection {
             }
         }
         self.link.end();
-        let cause = match stop {
-            Stop::Ended => {
-                let connection = self.granted.connection;
-                let notice = why_it_ended(&self.held.shared, connection, NOTICE_WAIT_NS);
-                notice.map_or(Cause::Lost, |notice| notice.cause)
-            }
-            ref other => cause_of(other),
-        };
         let status = flight.step(Event::Stop(cause, taken)).unwrap_or(Status::Unknown(cause));
         Err(CallError::from_status(status, words(&stop)))
     }

@@ -18,11 +18,14 @@ use kumo_abi::call::{
     BODY_BYTES_MAX, CREDIT_MAX, Cause, ERROR_CODE_MAX, InstanceId, Method, MethodPattern,
     Reentrancy, SLOTS_MAX, ServiceName, Status,
 };
-use kumo_abi::control::{Connection, End, FromNode, Incoming, Resume, Serve, Serving, ToNode};
+use kumo_abi::control::{
+    Carrier, Connection, End, FromNode, Incoming, Resume, Serve, Serving, ToNode,
+};
 use kumo_abi::frame::{Chain, Extensions, FrameError, Header, Kind, message_within};
 use kumo_abi::page::{Side, Span};
 
-use crate::carrier::local::Link;
+use crate::carrier::Link;
+use crate::carrier::remote::Facts;
 use crate::context::{Context, Inner};
 use crate::error::Failure;
 use crate::gate::{Closed, Gate};
@@ -286,6 +289,15 @@ impl<H> Core<H> {
     fn left(&self, connection: Connection) {
         self.connections().remove(&connection);
         self.changed.notify_all();
+    }
+
+    fn facts(&self, incoming: &Incoming) -> Facts {
+        Facts {
+            node: self.node.clone(),
+            connection: incoming.connection,
+            receipts: incoming.receipts,
+            says_received: incoming.carrier == Carrier::Spliced,
+        }
     }
 
     fn resume(&self, incoming: &Incoming) -> Resume {

@@ -25,9 +25,8 @@ use tokio::task::AbortHandle;
 use super::{
     Alive, Core, Methods, No, Options, SERVE_NS_MAX, SLOW_NS_MAX, Server, answer, no, outcome,
 };
-use crate::carrier::local::{Link, Writer};
-use crate::carrier::tasks::{Inbox, join, send};
-use crate::carrier::{Frame, Stop};
+use crate::carrier::tasks::{join, send};
+use crate::carrier::{Frame, Link, Stop, Writer};
 use crate::context::{Context, Entered, random};
 use crate::error::Failure;
 use crate::node::{Accept, Held, Node, NodeError};
@@ -197,16 +196,16 @@ impl Tasks {
     /// Serves one connection until it ends; why it did.
     async fn serve(&self, incoming: Incoming, socket: OwnedFd) -> Stop {
         let (core, connection) = (&self.core, incoming.connection);
-        let Carrier::Local { ring } = incoming.carrier else {
-            core.node.tell(&ToNode::Closed { connection }, None);
-            return Stop::Passed("a carrier that this program does not have");
+        let tls = match incoming.carrier {
+            Carrier::Tls => {
+                let certificate = core.node.certificate_async(Some(incoming.instance)).await;
+                core.node.tls_server(certificate, &incoming.peer)
+            }
+            Carrier::Local { .. } | Carrier::Spliced => None,
         };
-        let joined = join(socket, ring, now_ns() + SLOW_NS_MAX).await;
-        let joined = joined.and_then(|link| {
-            let (link, writer, reader) = link.split();
-            Ok((Inbox::new(&link, reader, ring)?, link, writer))
-        });
-        let (mut inbox, link, writer) = match joined {
+        let facts = core.facts(&incoming);
+        let joined = join(socket, incoming.carrier, tls, facts, now_ns() + SLOW_NS_MAX).await;
+        let (link, writer, mut inbox) = match joined {
             Ok(joined) => joined,
             Err(stop) => {
                 core.node.tell(&ToNode::Closed { connection }, None);

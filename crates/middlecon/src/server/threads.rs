@@ -15,8 +15,7 @@ use kumo_abi::frame::{Extensions, Header, Kind, check_method, message_within};
 use super::{
     Alive, Core, Methods, No, Options, SERVE_NS_MAX, SLOW_NS_MAX, Server, answer, no, outcome,
 };
-use crate::carrier::local::{Link, Reader, Writer};
-use crate::carrier::{Frame, Stop};
+use crate::carrier::{Frame, Link, Reader, Stop, Writer, join};
 use crate::context::{Context, random};
 use crate::error::Failure;
 use crate::node::{Accept, Held, Node, NodeError};
@@ -180,18 +179,23 @@ impl Threads {
     /// Serves one connection until it ends; why it did.
     fn serve(&self, incoming: Incoming, socket: OwnedFd) -> Stop {
         let connection = incoming.connection;
-        let Carrier::Local { ring } = incoming.carrier else {
-            self.core.node.tell(&ToNode::Closed { connection }, None);
-            return Stop::Passed("a carrier that this program does not have");
+        let tls = match incoming.carrier {
+            Carrier::Tls => {
+                let until_ns = now_ns() + SLOW_NS_MAX;
+                let certificate = self.core.node.certificate(Some(incoming.instance), until_ns);
+                self.core.node.tls_server(certificate, &incoming.peer)
+            }
+            Carrier::Local { .. } | Carrier::Spliced => None,
         };
-        let link = match Link::join(socket, ring, now_ns() + SLOW_NS_MAX) {
-            Ok(link) => link,
+        let facts = self.core.facts(&incoming);
+        let joined = join(socket, incoming.carrier, tls, facts, now_ns() + SLOW_NS_MAX);
+        let (link, writer, mut reader) = match joined {
+            Ok(joined) => joined,
             Err(stop) => {
                 self.core.node.tell(&ToNode::Closed { connection }, None);
                 return stop;
             }
         };
-        let (link, writer, mut reader) = link.split();
         let alive = Arc::new(Alive { link: link.clone(), busy: AtomicBool::new(false) });
         self.core.connections().insert(connection, Arc::downgrade(&alive));
         let Some(serving) = *self.core.serving() else { return Stop::Ended };

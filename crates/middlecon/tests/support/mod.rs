@@ -14,9 +14,12 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
 use std::time::{Duration, Instant};
 
 use kumo_abi::call::{Cause, GrantId, InstanceId, MethodPattern, Who};
-use kumo_abi::control::{self, FromNode, PACKET_BYTES_MAX, PACKET_FDS_MAX, ToNode};
+use kumo_abi::control::{
+    self, Carrier, Certificate, End, FromNode, PACKET_BYTES_MAX, PACKET_FDS_MAX, ServiceState,
+    ToNode,
+};
 use kumo_abi::page::program::{IN_FLIGHT_MAX, in_flight_at};
-use kumo_abi::page::{InFlight, Notice, WORD_BYTES, notice, program};
+use kumo_abi::page::{InFlight, Notice, RECEIPTS_BYTES, WORD_BYTES, notice, program};
 use kumo_sys::packet::{self, Wait};
 use kumo_sys::{OwnPage, PeerPage};
 use middlecon::broker::{At, Broker, Ending, ProgramId};
@@ -43,8 +46,13 @@ pub struct TestNode {
 
 impl TestNode {
     pub fn start() -> TestNode {
-        let dir = tempfile::tempdir().unwrap();
-        TestNode::start_in(dir)
+        TestNode::start_in(tempfile::tempdir().unwrap(), None)
+    }
+
+    /// One that gives all pairs this carrier, as if they were on different hosts; it knows what a callee
+    /// had taken, as the nodes of both hosts would.
+    pub fn start_with(carrier: Carrier) -> TestNode {
+        TestNode::start_in(tempfile::tempdir().unwrap(), Some(carrier))
     }
 
     /// Ends, and begins anew in the same place, knowing nothing.
@@ -52,10 +60,10 @@ impl TestNode {
         self.end();
         let dir = std::mem::replace(&mut self.dir, tempfile::tempdir().unwrap());
         std::fs::remove_file(dir.path().join(control::SOCKET_NAME)).unwrap();
-        TestNode::start_in(dir)
+        TestNode::start_in(dir, None)
     }
 
-    fn start_in(dir: tempfile::TempDir) -> TestNode {
+    fn start_in(dir: tempfile::TempDir, carrier: Option<Carrier>) -> TestNode {
         let listening = packet::listen_at(&dir.path().join(control::SOCKET_NAME)).unwrap();
         let (over, grants) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
         let shell = Shell {
@@ -64,6 +72,7 @@ impl TestNode {
             known: HashMap::new(),
             sockets: HashMap::new(),
             programs: 0,
+            carrier,
             over: over.clone(),
             grants: grants.clone(),
         };
@@ -103,6 +112,7 @@ struct Shell {
     known: HashMap<ProgramId, Known>,
     sockets: HashMap<GrantId, OwnedFd>,
     programs: ProgramId,
+    carrier: Option<Carrier>,
     over: Arc<AtomicBool>,
     grants: Arc<AtomicUsize>,
 }
@@ -171,7 +181,12 @@ impl Shell {
         let known = &self.known[&from];
         let received = packet::receive(&known.socket, &mut packet, PACKET_FDS_MAX, Wait::No);
         let (len_bytes, mut fds) = match received {
-            Ok((0, _)) | Err(_) => return self.gone(from, Cause::Lost),
+            Ok((0, _)) | Err(_) => {
+                // The kernel closes the sockets of a process that ends before its descriptor says so.
+                let ended = known.process.process.wait(Some(Duration::from_millis(50))).unwrap();
+                let died = ended == kumo_sys::Ended::Yes;
+                return self.gone(from, if died { Cause::Died } else { Cause::Lost });
+            }
             Ok(received) => received,
         };
         let Ok(message) = control::decode(&packet[..len_bytes]) else {
@@ -192,8 +207,21 @@ impl Shell {
             ToNode::Open(open) => {
                 let grant = GrantId(random());
                 match self.broker.open(from, &open, grant, vec![MethodPattern::any()]) {
-                    Ok(pair) => {
-                        let (caller, callee) = packet::pair().unwrap();
+                    Ok(mut pair) => {
+                        let (caller, callee) = match self.carrier {
+                            None => packet::pair().unwrap(),
+                            Some(carrier) => {
+                                pair.granted.carrier = carrier;
+                                pair.incoming.carrier = carrier;
+                                if carrier == Carrier::Tls {
+                                    let index = pair.incoming.connection as u16;
+                                    pair.incoming.receipts = Some(index);
+                                    // Of an older connection with this index.
+                                    assert!(index < program::REMOTE_MAX as u16);
+                                }
+                                tcp_pair()
+                            }
+                        };
                         self.open(At { program: from, connection: pair.granted.connection });
                         self.open(At {
                             program: pair.callee,
@@ -222,7 +250,24 @@ impl Shell {
                 self.broker.resume(from, &resume).unwrap();
                 self.sockets.insert(resume.grant, fds.pop().unwrap());
             }
-            _ => {}
+            ToNode::Certificate { request, .. } => {
+                // What the tests bring to decide whom to believe does not look at it.
+                let certificate = Certificate {
+                    chain: vec![],
+                    key: vec![],
+                    authority: vec![],
+                    not_after_ms: u64::MAX,
+                    evicted: vec![],
+                };
+                self.send(from, &FromNode::Certificate { request, certificate }, None);
+            }
+            ToNode::Watch { request, service } => {
+                let ready = self.broker.services().find(|(name, _)| **name == service);
+                let ready = ready.map_or(0, |(_, ready)| ready as u32);
+                let state = ServiceState { ready, asleep: 0, silent_hosts: 0 };
+                self.send(from, &FromNode::Service { request, state }, None);
+            }
+            ToNode::Unwatch { .. } => {}
         }
     }
 
@@ -243,9 +288,34 @@ impl Shell {
     }
 
     fn gone(&mut self, program: ProgramId, cause: Cause) {
+        let others: HashMap<At, u32> = (0..notice::CONNECTIONS_MAX as u32)
+            .filter_map(|connection| {
+                let other = self.broker.other_end(At { program, connection })?;
+                Some((other, connection))
+            })
+            .collect();
         let endings = self.broker.gone(program, cause);
-        self.known.remove(&program);
-        endings.iter().for_each(|ending| self.end(ending));
+        let Some(dead) = self.known.remove(&program) else { return };
+        for ending in &endings {
+            if self.carrier == Some(Carrier::Tls)
+                && let [(End::Caller, at)] = ending.ends[..]
+                && let Some(page) = &dead.page
+            {
+                // The callee is dead, its page is not.
+                let (own, index) = (&self.known[&at.program].notices, others[&at] as u16);
+                for place in (0..RECEIPTS_BYTES).step_by(WORD_BYTES) {
+                    let id = page.load(program::receipts_at(index) + place, Ordering::Acquire);
+                    own.store(notice::taken_at(at.connection) + place, id, Ordering::Release);
+                }
+                let word = Notice { cause, taken_known: true }.word();
+                own.store(notice::state_at(at.connection), word, Ordering::Release);
+                if let Some(socket) = self.sockets.remove(&ending.grant) {
+                    shutdown(&socket, Shutdown::Both).ok();
+                }
+            } else {
+                self.end(ending);
+            }
+        }
     }
 
     fn end(&mut self, ending: &Ending) {
@@ -293,6 +363,15 @@ impl Shell {
             }
         }
     }
+}
+
+/// Two ends of a TCP connection.
+fn tcp_pair() -> (OwnedFd, OwnedFd) {
+    let listening = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let near = std::net::TcpStream::connect(listening.local_addr().unwrap()).unwrap();
+    let (far, from) = listening.accept().unwrap();
+    assert_eq!(from, near.local_addr().unwrap());
+    (near.into(), far.into())
 }
 
 /// The state of a process, as the kernel writes it.

@@ -6,7 +6,7 @@ use kumo_abi::call::{Cause, InstanceId, Method, MethodPattern, Peer};
 use kumo_abi::control::Carrier;
 use kumo_abi::frame::{Header, Kind};
 
-use super::super::{How, NOTICE_WAIT_NS, Prepared, cause_of, words};
+use super::super::{How, Prepared, cause_of, notice_wait_ns, words};
 use super::{Connection, IDLE_MAX, Service};
 use crate::carrier::Stop;
 use crate::error::CallError;
@@ -97,8 +97,9 @@ impl Connection {
             self.link.end();
             let cause = match stop {
                 Stop::Ended => {
+                    let wait_ns = notice_wait_ns(&self.link, prepared.deadline_ns);
                     let connection = self.granted.connection;
-                    let notice = why_it_ended(&self.held.shared, connection, NOTICE_WAIT_NS);
+                    let notice = why_it_ended(&self.held.shared, connection, wait_ns);
                     notice.map_or(Cause::Lost, |notice| notice.cause)
                 }
                 ref other => cause_of(other),

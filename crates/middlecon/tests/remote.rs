@@ -1,0 +1,212 @@
+//! Calls across hosts: TLS between the programs, and streams that nodes splice.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use kumo_abi::call::{Cause, Method, Peer, ServiceName};
+use kumo_abi::control::{Carrier, Certificate};
+use middlecon::{CallError, Node, Secure, Server};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use support::{Program, TestNode, tell};
+
+fn service(name: &str) -> ServiceName {
+    name.parse().unwrap()
+}
+
+fn method(name: &str) -> Method {
+    name.parse().unwrap()
+}
+
+/// Believes one certificate, which all programs of a test have.
+struct One {
+    certificate: CertificateDer<'static>,
+    key: PrivatePkcs8KeyDer<'static>,
+}
+
+impl One {
+    fn new() -> One {
+        let made = rcgen::generate_simple_self_signed(vec!["program".to_owned()]).unwrap();
+        let key = PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
+        One { certificate: made.cert.der().clone(), key }
+    }
+
+    fn read(dir: &std::path::Path) -> One {
+        let certificate = std::fs::read(dir.join("certificate")).unwrap().into();
+        One { certificate, key: std::fs::read(dir.join("key")).unwrap().into() }
+    }
+
+    fn write(&self, dir: &std::path::Path) {
+        std::fs::write(dir.join("certificate"), &self.certificate).unwrap();
+        std::fs::write(dir.join("key"), self.key.secret_pkcs8_der()).unwrap();
+    }
+
+    fn pair(&self) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
+        (vec![self.certificate.clone()], PrivateKeyDer::from(self.key.clone_key()))
+    }
+
+    fn roots(&self) -> Arc<RootCertStore> {
+        let mut roots = RootCertStore::empty();
+        roots.add(self.certificate.clone()).unwrap();
+        Arc::new(roots)
+    }
+}
+
+impl Secure for One {
+    fn client(
+        &self,
+        _: &Certificate,
+        _: &ServiceName,
+        _: &Peer,
+    ) -> Result<(Arc<ClientConfig>, ServerName<'static>), rustls::Error> {
+        let (chain, key) = self.pair();
+        let config = ClientConfig::builder_with_protocol_versions(&[&rustls::version::TLS13])
+            .with_root_certificates(self.roots())
+            .with_client_auth_cert(chain, key)?;
+        Ok((Arc::new(config), ServerName::try_from("program").unwrap()))
+    }
+
+    fn server(&self, _: &Certificate, _: &Peer) -> Result<Arc<ServerConfig>, rustls::Error> {
+        let (chain, key) = self.pair();
+        let callers = rustls::server::WebPkiClientVerifier::builder(self.roots()).build().unwrap();
+        let config = ServerConfig::builder_with_protocol_versions(&[&rustls::version::TLS13])
+            .with_client_cert_verifier(callers)
+            .with_single_cert(chain, key)?;
+        Ok(Arc::new(config))
+    }
+}
+
+fn connect(node: &TestNode, secure: &Arc<One>) -> Node {
+    let connected = Node::connect(node.run_dir()).unwrap();
+    connected.secure_with(secure.clone());
+    connected
+}
+
+fn serve(node: &Node) -> Server {
+    node.serve(&service("echo"))
+        .method(&method("echo"), |call| Ok(call.body.clone()))
+        .start()
+        .unwrap()
+}
+
+/// Not a test by itself: what this binary does where another test runs it again.
+#[test]
+fn role() {
+    let Ok(role) = std::env::var("MIDDLECON_ROLE") else { return };
+    assert_eq!(role, "callee");
+    let dir = PathBuf::from(std::env::var("MIDDLECON_DIR").unwrap());
+    let node = Node::connect(&dir).unwrap();
+    node.secure_with(Arc::new(One::read(&dir)));
+    let server = node
+        .serve(&service("callee"))
+        .slots(1)
+        .credit(0)
+        .method(&method("fine"), |_| Ok(Bytes::new()))
+        .method(&method("hang"), |_| {
+            tell("hangs");
+            std::thread::sleep(Duration::from_secs(60));
+            Ok(Bytes::new())
+        })
+        .start()
+        .unwrap();
+    tell("ready");
+    std::io::copy(&mut std::io::stdin(), &mut std::io::sink()).unwrap();
+    drop(server);
+}
+
+#[test]
+fn threads_call_threads_with_bodies_of_all_sizes() {
+    for carrier in [Carrier::Tls, Carrier::Spliced] {
+        let (node, secure) = (TestNode::start_with(carrier), Arc::new(One::new()));
+        let _server = serve(&connect(&node, &secure));
+        let caller = connect(&node, &secure);
+        let echo = caller.service(&service("echo"));
+        for len_bytes in [0, 1, 1_000, 65_536, 65_537, 3_000_000] {
+            let body: Vec<u8> = (0..len_bytes).map(|n| (n / 3) as u8).collect();
+            assert_eq!(echo.call(&method("echo"), &body).unwrap(), body, "{carrier:?}");
+        }
+        assert_eq!(echo.idle(), 1);
+        let told = echo.call(&method("missing"), b"").unwrap_err();
+        assert_eq!(told.cause(), Some(Cause::NoSuch));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tasks_call_tasks_with_bodies_of_all_sizes_at_once() {
+    for carrier in [Carrier::Tls, Carrier::Spliced] {
+        let (node, secure) = (TestNode::start_with(carrier), Arc::new(One::new()));
+        let callee = connect(&node, &secure);
+        let server = callee
+            .serve_async(&service("echo"))
+            .method(&method("echo"), |call| async move { Ok(call.body) })
+            .start()
+            .await
+            .unwrap();
+        let echo = connect(&node, &secure).service_async(&service("echo"));
+        let tasks: Vec<_> = (0..24_u32)
+            .map(|n| {
+                let echo = echo.clone();
+                tokio::spawn(async move {
+                    for len_bytes in [0, 8, 65_536, 700_000] {
+                        let body: Vec<u8> = n.to_le_bytes().repeat(len_bytes / 4);
+                        assert_eq!(echo.call(&method("echo"), &body).await.unwrap(), body);
+                    }
+                })
+            })
+            .collect();
+        for task in tasks {
+            task.await.unwrap();
+        }
+        assert_eq!(echo.connections(), 1);
+        tokio::task::spawn_blocking(move || drop(server)).await.unwrap();
+    }
+}
+
+#[test]
+fn who_is_not_believed_executes_nothing_and_is_told_nothing() {
+    let node = TestNode::start_with(Carrier::Tls);
+    let _server = serve(&connect(&node, &Arc::new(One::new())));
+    let stranger = connect(&node, &Arc::new(One::new()));
+    let told = stranger.service(&service("echo")).call(&method("echo"), b"x").unwrap_err();
+    assert!(matches!(told, CallError::NotExecuted { .. }), "{told}");
+    let bare = Node::connect(node.run_dir()).unwrap();
+    let told = bare.service(&service("echo")).call(&method("echo"), b"x").unwrap_err();
+    assert!(matches!(told, CallError::NotExecuted { .. }), "{told}");
+}
+
+#[test]
+fn a_callee_dies_and_its_node_tells_what_it_had_taken() {
+    let (node, secure) = (TestNode::start_with(Carrier::Tls), Arc::new(One::new()));
+    secure.write(node.run_dir());
+    let caller = connect(&node, &secure);
+    for _ in 0..5 {
+        let mut callee = Program::spawn("callee", &node);
+        let calls = caller.service(&service("callee"));
+        calls.call(&method("fine"), b"").unwrap();
+        std::thread::scope(|scope| {
+            let taken = scope.spawn(|| calls.call(&method("hang"), b""));
+            assert_eq!(callee.line(), "hangs");
+            callee.kill();
+            let told = taken.join().unwrap().unwrap_err();
+            assert!(matches!(told, CallError::Unknown { cause: Cause::Died, .. }), "{told}");
+        });
+        // One that stands still takes nothing, and its node can tell.
+        let mut callee = Program::spawn("callee", &node);
+        let calls = caller.service(&service("callee"));
+        calls.call(&method("fine"), b"").unwrap();
+        callee.signal(19);
+        support::until("it stands still", || support::state(callee.pid()) == Some('T'));
+        std::thread::scope(|scope| {
+            let waits = scope.spawn(|| calls.call(&method("hang"), b""));
+            std::thread::sleep(Duration::from_millis(20));
+            callee.kill();
+            let told = waits.join().unwrap().unwrap_err();
+            assert!(matches!(told, CallError::NotExecuted { .. }), "{told}");
+        });
+    }
+}
