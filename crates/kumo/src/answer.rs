@@ -33,6 +33,9 @@ const PIECE_BYTES: usize = 64 * 1024;
 /// What the largest pipe holds that Linux gives to an ordinary user.
 const PIPE_BYTES_MAX: usize = 1024 * 1024;
 
+/// What is said, if anybody still hears it, of a command that was ended with its call.
+const NOT_WANTED: &str = "the command was ended: its caller gave up, or its server had to end";
+
 /// The codes of failures that are not exit statuses, as `timeout` and shells have them.
 const CODE_TIME: u32 = 124;
 const CODE_OWN: u32 = 125;
@@ -146,7 +149,7 @@ impl Heard {
         time_max: Option<Duration>,
     ) -> Result<Bytes, Failure> {
         let (code, said) = match (ended, status) {
-            (Some(Ended::NotWanted), _) => (CODE_OWN, "nobody waited any more".to_owned()),
+            (Some(Ended::NotWanted), _) => (CODE_OWN, NOT_WANTED.to_owned()),
             (Some(Ended::TooLong), _) => {
                 let time_max = time_max.unwrap_or_default();
                 (CODE_TIME, format!("the command ran for {time_max:?} and was ended"))
@@ -410,12 +413,16 @@ mod tests {
         assert!(failure.message.contains("/no/such/command"), "{failure:?}");
     }
 
-    /// The group of a command that writes its number into a file; gone when `kill` finds nobody.
-    fn is_gone(file: &std::path::Path) -> bool {
-        let pid: i32 =
-            std::fs::read_to_string(file).expect("it began").trim().parse().expect("a pid");
-        let pid = Pid::from_raw(pid).expect("a pid");
-        rustix::process::test_kill_process_group(pid) == Err(Errno::SRCH)
+    /// Waits until nobody is left of the group of a command that wrote its number into a file. What was
+    /// killed may still be a zombie for a moment: its parent has ended, and another must reap it.
+    fn until_gone(file: &std::path::Path) {
+        let pid = std::fs::read_to_string(file).expect("it began");
+        let pid = Pid::from_raw(pid.trim().parse().expect("a pid")).expect("a pid");
+        let began = Instant::now();
+        while rustix::process::test_kill_process_group(pid) != Err(Errno::SRCH) {
+            assert!(began.elapsed() < Duration::from_secs(10), "the group {pid:?} is still there");
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     #[test]
@@ -437,11 +444,11 @@ mod tests {
             let answerer = Answerer { time_max, ..answerer(&format!("{begin}{child}{rest}")) };
             let ran = ran(&answerer, b"", &minute());
             assert_eq!(ran.ended, want, "for {rest:?}");
-            assert!(is_gone(&file), "for {rest:?}");
+            until_gone(&file);
         }
         let context = Context::root(Duration::from_millis(300));
         let ran = ran(&answerer(&format!("{begin}{child}wait")), b"", &context);
         assert_eq!(ran.ended, Some(Ended::NotWanted));
-        assert!(is_gone(&file));
+        until_gone(&file);
     }
 }

@@ -31,6 +31,7 @@ mod error;
 mod evict;
 mod exit;
 mod forest;
+mod gather;
 mod grid;
 mod host;
 mod hosts;
@@ -48,6 +49,7 @@ mod output;
 mod pgrep;
 mod ping;
 mod ps;
+mod pulse;
 mod scope;
 mod serve;
 mod services;
@@ -94,6 +96,7 @@ Examples:
   kumo up                       start the node: the same over HTTP, and faster
   kumo hosts                    the hosts of the cluster; kumo map shows their links
   kumo ps --all --sort -cpu     the processes of all of them
+  kumo call greeter hello       call a service; kumo serve makes one of any command
 
 Every subcommand has examples: kumo ps --help";
 
@@ -119,6 +122,10 @@ enum Command {
     Call(Box<call::Call>),
     #[command(after_help = serve::EXAMPLES)]
     Serve(Box<serve::Serve>),
+    #[command(after_help = gather::EXAMPLES)]
+    Gather(Box<gather::Gather>),
+    #[command(after_help = pulse::EXAMPLES)]
+    Pulse(Box<pulse::Pulse>),
     #[command(after_help = ping::EXAMPLES)]
     Ping(ping::Ping),
     #[command(after_help = why::EXAMPLES)]
@@ -201,6 +208,8 @@ fn run(cli: &Cli, out: &mut Output) -> Result<Exit, CommandError> {
         Command::Map(args) => map::run(args, &open_node(cli, &args.at, out)?, out),
         Command::Call(args) => call::run(args, out),
         Command::Serve(args) => serve::run(args, out),
+        Command::Gather(args) => gather::run(args, out),
+        Command::Pulse(args) => pulse::run(args, out),
         Command::Ping(args) => ping::run(args, out),
         Command::Why(args) => why::run(args, out),
         Command::Services(args) => services::run(args, &open_node(cli, &args.at, out)?, out),

@@ -185,7 +185,9 @@ fn read_state() -> Result<State, NotTold> {
 
 fn parse(text: &[u8]) -> Result<State, CommandError> {
     if text.len() as u64 > STATE_BYTES_MAX {
-        let what = format!("the state of a container has at most {STATE_BYTES_MAX} bytes");
+        let what = format!(
+            "the state of an OCI container has at most {STATE_BYTES_MAX} bytes, and this has more"
+        );
         return Err(CommandError::Usage(what));
     }
     serde_json::from_slice(text).map_err(|error| {

@@ -119,7 +119,7 @@ fn the_servers_own_time_is_told_as_its_failure() {
     let host = Host::start();
     let _server = host.serve(&["hang", "--timeout", "300ms", "--", "sh", "-c", HANGS]);
     host.run(&["call", "hang"]).with_code(10).says("ran for 300ms and was ended");
-    assert!(host.is_gone("running"));
+    until("its group is gone", || host.is_gone("running"));
 }
 
 #[test]
@@ -145,9 +145,11 @@ fn a_drain_that_takes_too_long_cuts_off_and_says_so() {
     let call = host.spawn(&["call", "hang"]);
     until("the command runs", || host.has("running"));
     server.signal(Signal::TERM);
-    call.ends().with_code(12);
+    // Either it hears that its command was ended, or that nobody is there any more; never that it did not run.
+    let said = call.ends();
+    assert!([Some(10), Some(12)].contains(&said.code), "{said:?}");
     server.ends().with_code(3).says("cut off");
-    assert!(host.is_gone("running"));
+    until("its group is gone", || host.is_gone("running"));
 }
 
 #[test]
@@ -323,7 +325,8 @@ fn why_says_what_is_wrong_and_what_to_do() {
 fn a_host_without_a_cluster_has_no_lists() {
     let host = Host::start();
     host.run(&["acl", "kv"]).with_code(1).says("kumo init");
-    host.run(&["acl", "kv", "--allow", "everybody"]).with_code(1);
+    let all = "spiffe://acme/dc/*/host/*";
+    host.run(&["acl", "kv", "--allow", all]).with_code(1).says("kumo init");
 }
 
 #[test]
@@ -350,4 +353,40 @@ fn a_list_decides_who_may_call_what() {
     host.run(&["serve", "kv", "--", "cat"]).with_code(1).says("DENIED");
     host.run(&["acl", "kv", "--remove"]).with_code(0);
     host.run(&["call", "kv/other", "a"]).with_code(0);
+}
+
+#[test]
+fn several_are_called_at_once_and_each_has_its_outcome() {
+    let host = Host::start();
+    let _a = host.serve(&["kv-a", "--", "cat"]);
+    let _b = host.serve(&["kv-b", "--", "sh", "-c", "exit 9"]);
+    let _c = host.serve(&["kv-c", "--", "sh", "-c", HANGS]);
+    let said =
+        host.run(&["gather", "kv-a", "kv-b", "nobody", "--data", "x", "--json"]).with_code(10);
+    let document = said.json();
+    let outcomes: Vec<&str> = document["members"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|member| member["outcome"].as_str().unwrap())
+        .collect();
+    assert_eq!(outcomes, ["done", "failed", "not-executed"]);
+    assert_eq!(document["members"][0]["reply"], "x");
+    host.run(&["gather", "kv-a", "nobody"]).with_code(11);
+    // One that hangs is no hindrance where others are enough, and it is cancelled.
+    let said = host.run(&["gather", "kv-a", "kv-c", "--first", "--budget", "10m"]).with_code(0);
+    assert!(said.text().contains("unknown CANCELLED") || said.text().contains("not-executed"));
+    until("nobody waits", || host.run(&["blocked"]).text() == "nobody waits\n");
+    host.run(&["gather", "kv-a", "--quorum", "2"]).with_code(2).says("--quorum is from 1 to 1");
+}
+
+#[test]
+fn a_pulse_leaves_or_it_is_said_that_it_did_not() {
+    let host = Host::start();
+    let _server = host.serve(&["news", "--", "sh", "-c", "cat > heard.new; mv heard.new heard"]);
+    host.run(&["pulse", "news/load", "0.5"]).with_code(0);
+    until("it is heard", || host.has("heard"));
+    assert_eq!(std::fs::read_to_string(host.path("heard")).unwrap(), "0.5");
+    host.run(&["pulse", "nobody"]).with_code(11).says("(NO_SUCH)");
+    host.run_with(&["pulse", "news", "-"], &[0; 100_000]).with_code(2).says("kumo call");
 }

@@ -16,6 +16,8 @@ use serde_json::{Value, json};
 /// A bundle whose root holds this host's programs, read-only; its program looks into `/seen`.
 fn bundle(dir: &Path, hooks: &Value) {
     fs::create_dir_all(dir.join("rootfs")).unwrap();
+    // `runc spec` writes over nothing; in the first round there is none.
+    fs::remove_file(dir.join("config.json")).ok();
     let spec = Command::new("runc").arg("spec").current_dir(dir).output().unwrap();
     assert!(spec.status.success(), "{}", String::from_utf8_lossy(&spec.stderr));
     let mut config: Value =
