@@ -33,7 +33,7 @@ pub(crate) struct Context {
 pub(crate) fn parts(column: Column) -> Parts {
     use Column as C;
     match column {
-        C::Dc | C::Host | C::Pid | C::Ppid => Parts::NONE,
+        C::Dc | C::Host | C::Pid | C::Ppid | C::BlockedOn => Parts::NONE,
         C::Id | C::Start | C::Comm | C::Kernel => Parts::IDENTITY,
         C::Time | C::Utime | C::Stime | C::Minflt | C::Majflt => Parts::TIMES,
         C::Pgrp
@@ -56,7 +56,6 @@ pub(crate) fn parts(column: Column) -> Parts {
         | C::Cminflt
         | C::Cmajflt
         | C::Vsize => Parts::STAT,
-        C::BlockedOn => Parts::NONE,
         C::User | C::Euid | C::Group | C::Egid => Parts::OWNER,
         C::Stat => Parts::STAT | Parts::LOCKED,
         C::Ruser | C::Uid | C::Suid | C::Fsuid | C::Rgroup | C::Gid | C::Sgid | C::Fsgid => {

@@ -4,6 +4,8 @@ use std::io;
 
 use k2i::signal::SignalError;
 use kumo_abi::QueryError;
+use kumo_abi::call::ServiceName;
+use middlecon::NodeError;
 
 use crate::exit::Exit;
 use crate::membership::MembershipError;
@@ -37,6 +39,12 @@ pub enum CommandError {
     /// Another program.
     #[error("cannot run {0}")]
     Program(String, #[source] io::Error),
+    /// What was to be read.
+    #[error("cannot read {0}")]
+    Input(String, #[source] io::Error),
+    /// The node does not let this program serve.
+    #[error("cannot serve `{0}`")]
+    Serve(ServiceName, #[source] NodeError),
     /// Standard output or input.
     #[error("cannot write the answer")]
     Output(#[from] io::Error),
@@ -55,6 +63,8 @@ impl CommandError {
             | CommandError::Up(_)
             | CommandError::Nobody(_)
             | CommandError::Program(..)
+            | CommandError::Input(..)
+            | CommandError::Serve(..)
             | CommandError::Output(_) => Exit::Failed,
         }
     }

@@ -13,6 +13,12 @@ pub enum Exit {
     Usage,
     /// Some of what was asked for is missing from the answer; it was said what.
     Partial,
+    /// The callee said no: it ran.
+    CalleeFailed,
+    /// A call was not executed, and will not be: trying again is safe.
+    NotExecuted,
+    /// A call may have been executed.
+    Unknown,
 }
 
 impl From<Exit> for ExitCode {
@@ -22,6 +28,10 @@ impl From<Exit> for ExitCode {
             Exit::Failed => 1,
             Exit::Usage => 2,
             Exit::Partial => 3,
+            // Apart from the others, so that a script tells them from a mistake of its own.
+            Exit::CalleeFailed => 10,
+            Exit::NotExecuted => 11,
+            Exit::Unknown => 12,
         })
     }
 }

@@ -18,7 +18,12 @@ use crate::output::{ColorChoice, Output};
 use crate::scope::Scope;
 use crate::source::{NodeArgs, Reading, Source, SourceArgs};
 
+mod acl;
+mod answer;
+mod blocked;
 mod ca;
+mod call;
+mod callee;
 mod cel;
 mod completions;
 mod doctor;
@@ -26,6 +31,7 @@ mod error;
 mod evict;
 mod exit;
 mod forest;
+mod gather;
 mod grid;
 mod host;
 mod hosts;
@@ -37,19 +43,29 @@ mod leave;
 mod many;
 mod map;
 mod membership;
+mod oci_hook;
+mod outcome;
 mod output;
 mod pgrep;
+mod ping;
 mod ps;
+mod pulse;
 mod scope;
+mod serve;
+mod services;
+mod shown;
 mod source;
+mod stop;
 mod table;
 mod testbed;
 mod text;
 mod token;
 mod top;
+mod trace;
 mod units;
 mod up;
 mod watch;
+mod why;
 
 /// Kumonosu: a thin operating-system layer over many small data centres
 ///
@@ -82,6 +98,7 @@ Examples:
   kumo up                       start the node: the same over HTTP, and faster
   kumo hosts                    the hosts of the cluster; kumo map shows their links
   kumo ps --all --sort -cpu     the processes of all of them
+  kumo call greeter hello       call a service; kumo serve makes one of any command
 
 Every subcommand has examples: kumo ps --help";
 
@@ -105,6 +122,28 @@ enum Command {
     Hosts(hosts::Hosts),
     #[command(after_help = map::EXAMPLES)]
     Map(map::Map),
+    #[command(after_help = call::EXAMPLES)]
+    Call(Box<call::Call>),
+    #[command(after_help = serve::EXAMPLES)]
+    Serve(Box<serve::Serve>),
+    #[command(after_help = gather::EXAMPLES)]
+    Gather(Box<gather::Gather>),
+    #[command(after_help = pulse::EXAMPLES)]
+    Pulse(Box<pulse::Pulse>),
+    #[command(after_help = ping::EXAMPLES)]
+    Ping(ping::Ping),
+    #[command(after_help = why::EXAMPLES)]
+    Why(why::Why),
+    #[command(after_help = services::EXAMPLES)]
+    Services(services::Services),
+    #[command(after_help = blocked::EXAMPLES)]
+    Blocked(blocked::Blocked),
+    #[command(after_help = trace::EXAMPLES)]
+    Trace(trace::Trace),
+    #[command(after_help = acl::EXAMPLES)]
+    Acl(Box<acl::Acl>),
+    #[command(after_help = oci_hook::EXAMPLES)]
+    OciHook(Box<oci_hook::OciHook>),
     #[command(after_help = init::EXAMPLES)]
     Init(Box<init::Init>),
     #[command(after_help = token::EXAMPLES)]
@@ -172,6 +211,17 @@ fn run(cli: &Cli, out: &mut Output) -> Result<Exit, CommandError> {
         }
         Command::Hosts(args) => hosts::run(args, &open_node(cli, &args.at, out)?, out),
         Command::Map(args) => map::run(args, &open_node(cli, &args.at, out)?, out),
+        Command::Call(args) => call::run(args, out),
+        Command::Serve(args) => serve::run(args, out),
+        Command::Gather(args) => gather::run(args, out),
+        Command::Pulse(args) => pulse::run(args, out),
+        Command::Ping(args) => ping::run(args, out),
+        Command::Why(args) => why::run(args, out),
+        Command::Services(args) => services::run(args, &open_node(cli, &args.at, out)?, out),
+        Command::Blocked(args) => blocked::run(args, &open_node(cli, &args.at, out)?, out),
+        Command::Trace(args) => trace::run(args, &open_node(cli, &args.at, out)?, out),
+        Command::Acl(args) => acl::run(args, &open_node(cli, &args.at, out)?, out),
+        Command::OciHook(args) => oci_hook::run(args, out),
         Command::Init(args) => init::run(args, out),
         Command::Token(args) => token::run(args, &open_node(cli, &args.at, out)?, out),
         Command::Join(args) => join::run(args, out),

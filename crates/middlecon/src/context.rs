@@ -7,13 +7,13 @@
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use kumo_abi::call::{BUDGET_MS_DEFAULT, BUDGET_NS_MAX, InstanceId, RootId};
-use kumo_abi::frame::Chain;
+use kumo_abi::call::{BUDGET_MS_DEFAULT, BUDGET_NS_MAX, HOPS_MAX, InstanceId, RootId};
+use kumo_abi::frame::{BAGGAGE_BYTES_MAX, Chain};
 
 use crate::carrier::local::is_ended;
 use crate::time::now_ns;
@@ -106,6 +106,68 @@ impl Context {
         self.0.root
     }
 
+    /// The same, given up as soon as the other end of `upstream`, a pipe or a socket, is closed: for who
+    /// begins a chain and may want to end it.
+    #[must_use]
+    pub fn given_up_with(&self, upstream: OwnedFd) -> Context {
+        let Inner { root, call, hop, priority, deadline_ns, instance, .. } = *self.inner();
+        let (chain, baggage) = (self.0.chain.clone(), self.0.baggage.clone());
+        let upstream: Option<Upstream> = Some(Arc::new(upstream));
+        Context::new(Inner {
+            root,
+            call,
+            hop,
+            priority,
+            deadline_ns,
+            chain,
+            baggage,
+            instance,
+            upstream,
+        })
+    }
+
+    /// The connection that the caller above waits at, for handlers that wait for something else: it polls
+    /// as `RDHUP` or `HUP` once nobody waits there any more. Nothing at the root.
+    pub fn caller(&self) -> Option<BorrowedFd<'_>> {
+        self.upstream()
+    }
+
+    /// The context as a text without blanks, for a process that a handler starts: it shall have the same
+    /// trace, budget and way. Only good on this host, and until it starts anew.
+    pub fn export(&self) -> String {
+        let Inner { root, call, hop, priority, deadline_ns, .. } = self.inner();
+        let chain = hex(&self.0.chain);
+        let baggage = hex(self.0.baggage.as_deref().unwrap_or_default());
+        format!("1.{root}.{call:016x}.{hop}.{priority}.{deadline_ns}.{chain}.{baggage}")
+    }
+
+    /// Reads what [`Context::export`] wrote. Whoever lies in it harms its own calls alone: it can give
+    /// them no rights, and no budget above the longest.
+    pub fn import(text: &str) -> Option<Context> {
+        let parts: Vec<&str> = text.split('.').collect();
+        let &["1", root, call, hop, priority, deadline_ns, chain, baggage] = parts.as_slice()
+        else {
+            return None;
+        };
+        let root: [u8; 16] = unhex(root)?.try_into().ok()?;
+        let call: [u8; 8] = unhex(call)?.try_into().ok()?;
+        let hop: u8 = hop.parse().ok().filter(|hop| *hop <= HOPS_MAX)?;
+        let (chain, baggage) = (unhex(chain)?, unhex(baggage)?);
+        Chain::decode(&chain).ok().filter(|_| baggage.len() <= BAGGAGE_BYTES_MAX)?;
+        let deadline_ns: u64 = deadline_ns.parse().ok()?;
+        Some(Context::new(Inner {
+            root: RootId(root),
+            call: u64::from_be_bytes(call),
+            hop,
+            priority: priority.parse().ok()?,
+            deadline_ns: deadline_ns.min(now_ns().saturating_add(BUDGET_NS_MAX)),
+            chain: chain.into(),
+            baggage: (!baggage.is_empty()).then(|| baggage.into()),
+            instance: None,
+            upstream: None,
+        }))
+    }
+
     /// What is left of the budget.
     pub fn left(&self) -> Duration {
         Duration::from_nanos(self.0.deadline_ns.saturating_sub(now_ns()))
@@ -173,6 +235,21 @@ fn seed() -> u64 {
     }
 }
 
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
+        let digit = |half: u8| char::from_digit(half.into(), 16).unwrap_or('0');
+        text.extend([digit(byte >> 4), digit(byte & 15)]);
+        text
+    })
+}
+
+fn unhex(text: &str) -> Option<Vec<u8>> {
+    let digits: Option<Vec<u8>> =
+        text.chars().map(|digit| digit.to_digit(16).map(|digit| digit as u8)).collect();
+    let (pairs, rest) = digits.as_deref()?.as_chunks::<2>();
+    rest.is_empty().then(|| pairs.iter().map(|[high, low]| high << 4 | low).collect())
+}
+
 fn random_root() -> RootId {
     let mut root = [0; 16];
     root[..8].copy_from_slice(&random().to_le_bytes());
@@ -200,6 +277,49 @@ mod tests {
         assert!(Context::root(Duration::ZERO).is_over());
         let long = Context::root(Duration::MAX);
         assert!(!long.is_over() && long.left() <= Duration::from_nanos(BUDGET_NS_MAX));
+    }
+
+    #[test]
+    fn a_context_goes_to_another_process_as_a_text() {
+        let mut chain = Vec::new();
+        Chain::push(&mut chain, InstanceId(7), &"web".parse().expect("a name"));
+        let context = Context::new(Inner {
+            root: RootId([0xab; 16]),
+            call: 0x1234,
+            hop: 3,
+            priority: 9,
+            deadline_ns: now_ns() + 1_000_000_000,
+            chain: chain.into(),
+            baggage: Some(Bytes::from_static(b"tenant=a")),
+            instance: Some(InstanceId(7)),
+            upstream: None,
+        });
+        let text = context.export();
+        assert!(!text.contains(char::is_whitespace), "{text}");
+        let read = Context::import(&text).expect("what was written");
+        assert_eq!(read.export(), text);
+        assert!(read.chain().contains(InstanceId(7)) && read.inner().instance.is_none());
+        // Cut anywhere, or with more behind it, it is none, or one that still says something whole.
+        for cut in 0..text.len() - 18 {
+            assert!(Context::import(&text[..cut]).is_none(), "cut at {cut}");
+        }
+        let far = text.replace(&read.inner().deadline_ns.to_string(), &u64::MAX.to_string());
+        let far = Context::import(&far).expect("one for a day");
+        assert!(far.left() <= Duration::from_nanos(BUDGET_NS_MAX));
+        for bad in
+            ["", "1", "2.00.00.0.0.0..", &text.replace(".3.9.", ".17.9."), &format!("{text}.")]
+        {
+            assert!(Context::import(bad).is_none(), "for {bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_chain_is_given_up_when_the_other_end_is_closed() {
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        let context = Context::root(Duration::from_secs(60)).given_up_with(reader.into());
+        assert!(!context.is_over() && context.caller().is_some());
+        drop(writer);
+        assert!(context.is_over());
     }
 
     #[test]

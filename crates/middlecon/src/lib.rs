@@ -47,6 +47,7 @@ mod watch;
 
 pub use client::gather::{Enough, GROUP_MAX, Member, gather};
 pub use client::tasks::{AsyncRequest, AsyncService, PULSE_BYTES_MAX};
+pub use client::threads::ping::{Answerer, Pong};
 pub use client::threads::{Request, Service};
 pub use context::Context;
 pub use error::{CODE_NESTED, CallError, Failure};

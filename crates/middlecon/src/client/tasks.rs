@@ -51,6 +51,8 @@ struct ServiceShared {
     name: ServiceName,
     lines: Mutex<Vec<Arc<Line>>>,
     pulses: Mutex<Waiting>,
+    /// Told when no pulse is on its way out any more.
+    all_sent: tokio::sync::Notify,
     /// One opens at a time: who waited for another's line finds room on it.
     opening: tokio::sync::Mutex<()>,
 }
@@ -62,6 +64,7 @@ impl Node {
             name: name.clone(),
             lines: Mutex::default(),
             pulses: Mutex::default(),
+            all_sent: tokio::sync::Notify::new(),
             opening: tokio::sync::Mutex::default(),
         };
         AsyncService { node: self.clone(), shared: Arc::new(shared) }
@@ -73,6 +76,8 @@ impl Node {
 struct Waiting {
     pulses: Pulses,
     is_sending: bool,
+    /// Why the last that could not leave did not.
+    not_sent: Option<CallError>,
 }
 
 /// A call that is being put together.
@@ -165,6 +170,21 @@ impl AsyncService {
         self.waiting().pulses.lost()
     }
 
+    /// Waits until every pulse has left or was given up, for who ends then. Why the last that was given up
+    /// did not leave, if there was one since this was last asked; that one left does not say that it arrived.
+    pub async fn pulses_sent(&self) -> Option<CallError> {
+        loop {
+            let all_sent = self.shared.all_sent.notified();
+            {
+                let mut waiting = self.waiting();
+                if !waiting.is_sending {
+                    return waiting.not_sent.take();
+                }
+            }
+            all_sent.await;
+        }
+    }
+
     fn waiting(&self) -> MutexGuard<'_, Waiting> {
         self.shared.pulses.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -180,7 +200,10 @@ impl AsyncService {
                 waiting.pulses.sent();
                 next
             };
-            let Some((method, body)) = next else { return };
+            let Some((method, body)) = next else {
+                self.shared.all_sent.notify_waiters();
+                return;
+            };
             let how = How { budget, ..How::default() };
             let name = &self.shared.name;
             let sent = async {
@@ -192,6 +215,7 @@ impl AsyncService {
             };
             if let Err(error) = sent.await {
                 tracing::debug!(%error, service = %name, "a pulse was not sent");
+                self.waiting().not_sent = Some(error);
             }
         }
     }

@@ -4,6 +4,8 @@
 //! the caller's own thread works on a call. A call that is not answered in time, or that nobody above
 //! waits for any more, ends its connection: its callee learns by that, at once, that it need not go on.
 
+pub(crate) mod ping;
+
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;

@@ -365,7 +365,8 @@ impl<H> Core<H> {
             chain: chain.into(),
             baggage: extensions.baggage.map(Bytes::copy_from_slice),
             instance: Some(serving.instance),
-            upstream: Some(link.clone()),
+            // Who sends a pulse does not wait for it, and may be gone by now.
+            upstream: (header.kind != Kind::Pulse).then(|| link.clone() as _),
         })
     }
 

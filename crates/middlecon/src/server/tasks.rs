@@ -383,7 +383,10 @@ impl Conversation {
         }
         let context = core.context(header, &extensions, self.serving, self.link(), deadline_ns);
         // See the server for threads.
-        if !self.link().take(header.call) || core.node.notice(self.connection).is_some() {
+        let is_call = header.kind != Kind::Pulse;
+        if is_call
+            && (!self.link().take(header.call) || core.node.notice(self.connection).is_some())
+        {
             return Err(no(Cause::Cancelled, "its caller has taken it back"));
         }
         let call = AsyncCall {

@@ -286,7 +286,10 @@ impl Conversation<'_> {
         let context = core.context(header, extensions, self.serving, &self.link, deadline_ns);
         // From here on the call is taken. A node that ended the connection meanwhile has read receipts,
         // or will find this one; and a caller that took it back is told that it did not run.
-        if !self.link.take(header.call) || core.node.notice(self.connection).is_some() {
+        // Of a pulse nobody is told anything, and who sent it may be gone by now.
+        let is_call = header.kind != Kind::Pulse;
+        if is_call && (!self.link.take(header.call) || core.node.notice(self.connection).is_some())
+        {
             return Err(no(Cause::Cancelled, "its caller has taken it back"));
         }
         let mut call = Call {

@@ -1,0 +1,215 @@
+//! A host with a node of its own, for tests: a real `kumo up`, and commands that go through it.
+
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
+
+use std::fs;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+use rustix::process::{Pid, Signal, kill_process, test_kill_process_group};
+use serde_json::Value;
+
+/// Long enough for what must happen on a busy machine; nothing waits for it to pass.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Waits until something is so.
+#[track_caller]
+pub fn until(what: &str, mut so: impl FnMut() -> bool) {
+    let began = Instant::now();
+    while !so() {
+        assert!(began.elapsed() < PATIENCE, "not in time: {what}");
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// A command that runs; killed and reaped on drop.
+pub struct Running {
+    pub child: Child,
+}
+
+impl Running {
+    pub fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    /// Waits until it has ended by itself.
+    pub fn ends(mut self) -> Said {
+        let (mut out, mut err) = (Vec::new(), Vec::new());
+        let mut stderr = self.child.stderr.take().unwrap();
+        let complaints = thread::spawn(move || {
+            stderr.read_to_end(&mut err).unwrap();
+            err
+        });
+        if let Some(mut stdout) = self.child.stdout.take() {
+            stdout.read_to_end(&mut out).unwrap();
+        }
+        let status = self.child.wait().unwrap();
+        let err = String::from_utf8(complaints.join().unwrap()).unwrap();
+        Said { code: status.code(), out, err }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
+/// How a command ended and what it said.
+#[derive(Debug)]
+pub struct Said {
+    pub code: Option<i32>,
+    pub out: Vec<u8>,
+    pub err: String,
+}
+
+impl From<Output> for Said {
+    fn from(output: Output) -> Said {
+        let err = String::from_utf8(output.stderr).unwrap();
+        Said { code: output.status.code(), out: output.stdout, err }
+    }
+}
+
+impl Said {
+    #[track_caller]
+    pub fn with_code(self, code: i32) -> Said {
+        let text = String::from_utf8_lossy(&self.out);
+        assert_eq!(self.code, Some(code), "stdout: {text}\nstderr: {}", self.err);
+        self
+    }
+
+    #[track_caller]
+    pub fn says(self, want: &str) -> Said {
+        assert!(self.err.contains(want), "{want:?} is not in {:?}", self.err);
+        self
+    }
+
+    pub fn text(&self) -> &str {
+        std::str::from_utf8(&self.out).unwrap()
+    }
+
+    pub fn json(&self) -> Value {
+        serde_json::from_slice(&self.out).unwrap()
+    }
+}
+
+/// A host with a node of its own.
+pub struct Host {
+    pub dir: tempfile::TempDir,
+    pub node: Running,
+}
+
+impl Host {
+    pub fn start() -> Host {
+        let dir = tempfile::tempdir().unwrap();
+        let node = Host::node(dir.path());
+        Host { dir, node }
+    }
+
+    /// The same, as the first host of a cluster `acme`.
+    pub fn start_cluster() -> Host {
+        let dir = tempfile::tempdir().unwrap();
+        // Free now; in the worst case the node says that it is taken, and the test fails.
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let mut init = Command::new(env!("CARGO_BIN_EXE_kumo"));
+        init.args(["init", "--cluster", "acme", "--dc", "tokyo", "--host", "a", "--listen"]);
+        init.arg(port.to_string()).arg("--state-dir").arg(dir.path().join("state"));
+        init.arg("--run-dir").arg(dir.path().join("run"));
+        Said::from(init.output().unwrap()).with_code(0);
+        let node = Host::node_with(dir.path(), &[]);
+        Host { dir, node }
+    }
+
+    pub fn node(dir: &Path) -> Running {
+        Host::node_with(dir, &["--dc", "tokyo", "--host", "a"])
+    }
+
+    fn node_with(dir: &Path, more: &[&str]) -> Running {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_kumo"))
+            .args(["up", "--listen", "127.0.0.1:0", "--collector", "proc"])
+            .args(more)
+            .args(["--view", "never", "--state-dir"])
+            .arg(dir.join("state"))
+            .arg("--run-dir")
+            .arg(dir.join("run"))
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap());
+        let mut line = String::new();
+        lines.read_line(&mut line).unwrap();
+        assert!(line.contains("serves http://"), "{line:?}");
+        // Nobody reads on, so that the pipe's end must not matter: it says one line more.
+        thread::spawn(move || std::io::copy(&mut lines, &mut std::io::sink()));
+        Running { child }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub fn run_dir(&self) -> PathBuf {
+        self.path("run")
+    }
+
+    /// `kumo` with these arguments, for this host's node.
+    pub fn kumo(&self, args: &[&str]) -> Command {
+        let (command, rest) = args.split_first().unwrap();
+        let mut kumo = Command::new(env!("CARGO_BIN_EXE_kumo"));
+        kumo.arg(command).arg("--run-dir").arg(self.run_dir()).args(rest);
+        kumo.current_dir(self.dir.path()).env_remove("KUMO_CONTEXT").env_remove("NO_COLOR");
+        kumo.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        kumo
+    }
+
+    pub fn run(&self, args: &[&str]) -> Said {
+        self.kumo(args).output().unwrap().into()
+    }
+
+    pub fn run_with(&self, args: &[&str], input: &[u8]) -> Said {
+        let mut child = self.kumo(args).stdin(Stdio::piped()).spawn().unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        let input = input.to_vec();
+        let writing = thread::spawn(move || {
+            stdin.write_all(&input).ok();
+        });
+        let said = Running { child }.ends();
+        writing.join().unwrap();
+        said
+    }
+
+    pub fn spawn(&self, args: &[&str]) -> Running {
+        Running { child: self.kumo(args).spawn().unwrap() }
+    }
+
+    /// A server that is ready; its standard error stays to be read.
+    pub fn serve(&self, args: &[&str]) -> Running {
+        let mut running = self.spawn(&[&["serve"], args].concat());
+        let mut out = BufReader::new(running.child.stdout.take().unwrap());
+        let mut line = String::new();
+        out.read_line(&mut line).unwrap();
+        if !line.starts_with("kumo: serves ") {
+            panic!("it does not serve: {:?}", running.ends());
+        }
+        running
+    }
+
+    /// Whether this file is there: how a command says how far it is.
+    pub fn has(&self, name: &str) -> bool {
+        self.path(name).exists()
+    }
+
+    /// Whether the process group, whose number a command wrote into this file, has nobody left.
+    pub fn is_gone(&self, name: &str) -> bool {
+        let number = fs::read_to_string(self.path(name)).unwrap();
+        let pid = Pid::from_raw(number.trim().parse().unwrap()).unwrap();
+        test_kill_process_group(pid) == Err(Errno::SRCH)
+    }
+}
