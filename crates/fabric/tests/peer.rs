@@ -373,10 +373,8 @@ async fn links_come_before_other_threads_where_the_system_lets_us() {
         let tasks = std::fs::read_dir("/proc/self/task").expect("/proc is mounted");
         let stats =
             tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("stat")).ok());
-        let of_links = stats.filter(|stat| stat.contains("(kumo-peers)"));
-        of_links
-            .filter_map(|stat| stat.rsplit_once(") ")?.1.split(' ').nth(16)?.parse().ok())
-            .next()
+        let mut of_links = stats.filter(|stat| stat.contains("(kumo-peers)"));
+        of_links.find_map(|stat| stat.rsplit_once(") ")?.1.split(' ').nth(16)?.parse().ok())
     };
     let usual: i32 = rustix::process::getpriority_process(None).expect("our own");
     let is_allowed = rustix::process::geteuid().is_root();
