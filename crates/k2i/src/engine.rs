@@ -285,7 +285,7 @@ impl Engine {
         let (selected, matched) = view.select(&query, candidates);
         let meta = self.meta(&query, &view.context.table, processes, matched);
         let (writer, sorted) = (Writer::new(&meta, &query, shown), !query.sort.is_empty());
-        Ok(Answer { writer, meta, view, selected, sorted })
+        Ok(Answer { meta, view, selected, writer, sorted })
     }
 
     fn meta(&self, query: &Query, table: &Table, processes: usize, matched: usize) -> Meta {
@@ -320,7 +320,7 @@ impl Engine {
         let meta = self.meta(query, &view.context.table, count, matched);
         let meta = Meta { lost: lost.exits + lost.overruns, ..meta };
         let writer = Writer::new(&meta, query, parts_of(&read));
-        Ok(Answer { writer, meta, view, selected, sorted: !query.sort.is_empty() })
+        Ok(Answer { meta, view, selected, writer, sorted: !query.sort.is_empty() })
     }
 
     /// From now on it takes note of processes that begin and end. For servers: it starts a thread, and

@@ -341,7 +341,7 @@ pub struct End {
 impl End {
     /// What it returned; `None` when a signal ended it.
     pub fn code(&self) -> Option<u8> {
-        (self.status & 0x7f == 0).then_some((self.status >> 8) as u8)
+        self.signal().is_none().then_some((self.status >> 8) as u8)
     }
 
     /// The signal that ended it; `None` when it ended by itself.

@@ -29,7 +29,7 @@ const USER_WIDTH: usize = 10;
 /// listed by `kumo ps --all --ended`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Watch {
-    /// Only events that fulfil this condition (CEL): 'event == "exit" && exit_code != 0'
+    /// Only events that fulfil this condition (CEL): 'event == "exit" && lifetime < 0.1'
     #[arg(short, long, value_name = "CEL")]
     filter: Option<String>,
     /// Also when they were waited for, with the CPU time that they had used

@@ -4,7 +4,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
-/// `struct file_handle` of open_by_handle_at(2) with the handle that kernfs makes: an id.
+/// `struct file_handle` of `open_by_handle_at(2)` with the handle that kernfs makes: an id.
 #[repr(C)]
 struct Handle {
     len_bytes: u32,

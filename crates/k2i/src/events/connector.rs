@@ -59,6 +59,9 @@ pub(super) struct Connector {
     pub(super) overruns: u64,
 }
 
+/// All messages have been taken.
+pub(super) struct Quiet;
+
 /// What one message tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Message {
@@ -136,18 +139,21 @@ impl Connector {
         self.socket.as_fd()
     }
 
-    /// Takes the next message, and the record that it makes, if it makes one; nothing when there is none.
-    pub(super) fn next(&mut self) -> Option<Option<Record>> {
+    /// Takes the next message: the record that it makes, if it makes one.
+    ///
+    /// # Errors
+    /// There is no message.
+    pub(super) fn next(&mut self) -> Result<Option<Record>, Quiet> {
         let mut buffer = [0; 1_024];
         match recv(&self.socket, &mut buffer, RecvFlags::empty()) {
-            Ok((len, _)) => Some(parse(&buffer[..len]).and_then(|message| self.record(message))),
+            Ok((len, _)) => Ok(parse(&buffer[..len]).and_then(|message| self.record(message))),
             Err(Errno::NOBUFS) => {
                 self.overruns += 1;
                 self.headless.clear();
-                Some(None)
+                Ok(None)
             }
-            Err(Errno::INTR) => Some(None),
-            Err(_) => None,
+            Err(Errno::INTR) => Ok(None),
+            Err(_) => Err(Quiet),
         }
     }
 

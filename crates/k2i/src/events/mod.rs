@@ -256,7 +256,7 @@ impl Opened {
                     match tracepoints.next() {
                         Some(Ok(record)) => take(record),
                         Some(Err(malformed)) => {
-                            tracing::error!("a record of the ring: {malformed:?}")
+                            tracing::error!("a record of the ring: {malformed:?}");
                         }
                         None => return false,
                     }
@@ -266,8 +266,8 @@ impl Opened {
             Opened::Connector(connector) => {
                 for _ in 0..BATCH_MAX {
                     match connector.next() {
-                        Some(record) => record.into_iter().for_each(&mut *take),
-                        None => return false,
+                        Ok(record) => record.into_iter().for_each(&mut *take),
+                        Err(connector::Quiet) => return false,
                     }
                 }
                 true

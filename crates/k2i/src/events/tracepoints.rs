@@ -144,7 +144,7 @@ impl Cgroups {
 
 /// Where `/proc/self/mountinfo` says that the unified hierarchy is mounted, whole.
 fn unified_mount(mounts: &[u8]) -> Option<PathBuf> {
-    let lines = mounts.split(|byte| *byte == b'\n');
+    let mut lines = mounts.split(|byte| *byte == b'\n');
     let point = |line: &[u8]| {
         let text = std::str::from_utf8(line).ok()?;
         let (fields, kind) = text.split_once(" - ")?;
@@ -154,7 +154,7 @@ fn unified_mount(mounts: &[u8]) -> Option<PathBuf> {
         let fits = root == "/" && kind.starts_with("cgroup2 ") && !point.contains('\\');
         fits.then(|| Path::new(point).to_owned())
     };
-    lines.filter_map(point).next()
+    lines.find_map(point)
 }
 
 #[cfg(test)]

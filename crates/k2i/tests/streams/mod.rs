@@ -64,7 +64,8 @@ fn takes_events(k2i: &K2i) -> bool {
 }
 
 fn encoded(filter: &str) -> String {
-    filter.bytes().map(|byte| format!("%{byte:02X}")).collect()
+    let bytes: Vec<String> = filter.bytes().map(|byte| format!("%{byte:02X}")).collect();
+    bytes.concat()
 }
 
 #[test]
