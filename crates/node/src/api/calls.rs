@@ -95,18 +95,15 @@ async fn acl(
 ) -> Reply {
     check_local(&request)?;
     let service = service(name)?;
-    match fabric(&shared)?.store().value(&acl_key(&service)) {
-        Some(value) => {
-            let acl = read_acl(&service, &value);
-            Ok(document(StatusCode::OK, &json!({ "service": service, "acl": acl })))
-        }
-        None => {
-            let detail = format!(
-                "`{service}` has no access list: everybody in the cluster may call it, and root or the user that holds \
+    if let Some(value) = fabric(&shared)?.store().value(&acl_key(&service)) {
+        let acl = read_acl(&service, &value);
+        Ok(document(StatusCode::OK, &json!({ "service": service, "acl": acl })))
+    } else {
+        let detail = format!(
+            "`{service}` has no access list: everybody in the cluster may call it, and root or the user that holds \
                  the name may serve it"
-            );
-            Err(Refused::new(StatusCode::NOT_FOUND, "no-acl", "There is no access list", detail))
-        }
+        );
+        Err(Refused::new(StatusCode::NOT_FOUND, "no-acl", "There is no access list", detail))
     }
 }
 

@@ -117,7 +117,7 @@ async fn call(
         tracing::error!("a call failed: {error}");
         Refused::bug()
     })??;
-    Ok(answer(root, parent, result))
+    Ok(answer(root, parent, &result))
 }
 
 fn budget(headers: &HeaderMap) -> Result<Duration, Refused> {
@@ -176,11 +176,11 @@ fn http_status(status: Status) -> StatusCode {
     }
 }
 
-fn answer(root: RootId, parent: u64, result: Result<bytes::Bytes, CallError>) -> Response {
+fn answer(root: RootId, parent: u64, result: &Result<bytes::Bytes, CallError>) -> Response {
     let status = result.as_ref().map_or_else(CallError::status, |_| Status::Done);
     let (said, cause, code) = outcome(status.number());
     let http = http_status(status);
-    let mut response = match &result {
+    let mut response = match result {
         Ok(reply) => {
             let kind = [(header::CONTENT_TYPE, "application/octet-stream")];
             (http, kind, reply.clone()).into_response()
@@ -201,10 +201,14 @@ fn answer(root: RootId, parent: u64, result: Result<bytes::Bytes, CallError>) ->
         }
     };
     say(OUTCOME, said.to_owned());
-    cause.into_iter().for_each(|cause| say(CAUSE, cause.to_owned()));
-    code.into_iter().for_each(|code| say(CODE, code.to_string()));
+    if let Some(cause) = cause {
+        say(CAUSE, cause.to_owned());
+    }
+    if let Some(code) = code {
+        say(CODE, code.to_string());
+    }
     say(TRACEPARENT, format!("00-{root}-{parent:016x}-01"));
-    if let Err(CallError::NotExecuted { retry_after_ms: Some(after_ms), .. }) = &result {
+    if let Err(CallError::NotExecuted { retry_after_ms: Some(after_ms), .. }) = result {
         say(header::RETRY_AFTER, after_ms.div_ceil(1_000).max(1).to_string());
     }
     response

@@ -15,11 +15,10 @@ use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 use tokio::time::{MissedTickBehavior, interval};
 
-use super::Shared;
-use super::peers;
 use super::rules::acl::Acl;
 use super::rules::directory::{self, Serves};
 use super::rules::publish::{BETWEEN_MS, SAME_NAME_MS};
+use super::{Shared, now, peers};
 use crate::web::Web;
 
 /// What keys of access lists begin with: `acl/SERVICE`.
@@ -82,7 +81,9 @@ async fn follow(shared: &Arc<Shared>, fabric: &Fabric) {
 fn read_all(shared: &Arc<Shared>, fabric: &Fabric) {
     for prefix in [ACL_PREFIX, directory::PREFIX] {
         let entries = fabric.store().with_prefix(prefix);
-        entries.iter().for_each(|(key, _)| take_in(shared, fabric, key));
+        for (key, _) in entries {
+            take_in(shared, fabric, &key);
+        }
     }
     note_hosts(shared, fabric);
     note_far(shared, fabric);
@@ -103,7 +104,7 @@ fn take_in(shared: &Arc<Shared>, fabric: &Fabric, key: &str) {
     } else if let Some(service) = key.strip_prefix(ACL_PREFIX) {
         let Ok(service) = service.parse::<ServiceName>() else { return };
         let acl = fabric.store().value(key).map(|value| read_acl(&service, &value));
-        shared.act(|broker, now, fresh| broker.note_acl(service, acl, now, fresh));
+        shared.act(|broker, now, fresh| broker.note_acl(&service, acl, now, fresh));
     } else if key.starts_with(EVICTED_PREFIX) {
         let evicted = FromNode::Evicted { serials: peers::evicted(fabric) };
         let state = shared.state();
@@ -156,7 +157,7 @@ async fn publish(shared: &Arc<Shared>, fabric: &Fabric) {
         let incarnation = shared.web.incarnation();
         let due = {
             let mut state = shared.state();
-            let now_ms = shared.now().ms;
+            let now_ms = now().ms;
             state.publisher.due(now_ms, incarnation)
         };
         if let Some(serves) = due {

@@ -16,6 +16,8 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
 
+use super::readiness;
+
 /// Callers that wait until a server reads on. More would not be served sooner.
 pub(super) const INCOMING_AHEAD_MAX: usize = 256;
 
@@ -79,7 +81,7 @@ impl std::fmt::Debug for Line {
 impl Line {
     /// A line over a connected socket. Call it within the runtime that will wait for it.
     pub(super) fn new(socket: OwnedFd) -> io::Result<Line> {
-        let socket = AsyncFd::with_interest(socket, Interest::READABLE | Interest::WRITABLE)?;
+        let socket = readiness(socket, Interest::READABLE | Interest::WRITABLE)?;
         let waiting = Mutex::default();
         Ok(Line { socket, waiting, more: Notify::new(), given_up: Notify::new() })
     }

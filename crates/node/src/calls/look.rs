@@ -124,7 +124,9 @@ fn callees(shared: &Shared, slow: &[(Program, Connection)]) -> (WaitedFor, BTree
             entry.1.extend(grant);
         }
     };
-    suspended.iter().for_each(|program| add(*program, None));
+    for program in &suspended {
+        add(*program, None);
+    }
     for (program, connection) in slow {
         // What a page says of a connection is believed of its own program's connections only.
         let grant = broker.program(*program).and_then(|found| found.connection(*connection));

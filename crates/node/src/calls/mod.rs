@@ -31,7 +31,7 @@ mod still;
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -107,12 +107,6 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// When it is, on the clock that programs stamp their calls with.
-    fn now(&self) -> Moment {
-        let wall = clock_gettime(ClockId::Realtime);
-        Moment { ms: now_ns() / 1_000_000, wall_s: u32::try_from(wall.tv_sec).unwrap_or(u32::MAX) }
-    }
-
     fn who(&self) -> (Option<ClusterName>, HostId) {
         let state = self.state();
         (state.broker.cluster().cloned(), state.broker.me().clone())
@@ -132,11 +126,13 @@ impl Shared {
         decide: impl FnOnce(&mut Broker, Moment, &mut dyn FnMut() -> u64) -> Vec<Effect>,
     ) {
         let mut state = self.state();
-        let now = self.now();
+        let now = now();
         let effects = decide(&mut state.broker, now, &mut random);
         let later = state.carry_out(effects, passed, now);
         drop(state);
-        later.into_iter().for_each(|later| self.later(later));
+        for later in later {
+            self.later(later);
+        }
     }
 
     /// A program said something.
@@ -164,6 +160,18 @@ impl Shared {
             }
         }
     }
+}
+
+/// When it is, on the clock that programs stamp their calls with.
+fn now() -> Moment {
+    let wall = clock_gettime(ClockId::Realtime);
+    Moment { ms: now_ns() / 1_000_000, wall_s: u32::try_from(wall.tv_sec).unwrap_or(u32::MAX) }
+}
+
+/// Waits for a descriptor. What is given owns or borrows it as long as it lives ([`AsFd`]).
+#[expect(deprecated, reason = "its successor is unsafe, and asks for no more than `AsFd` promises")]
+fn readiness<T: AsFd + AsRawFd>(of: T, interest: Interest) -> io::Result<AsyncFd<T>> {
+    AsyncFd::with_interest(of, interest)
 }
 
 /// Nanoseconds of `CLOCK_MONOTONIC`.
@@ -230,7 +238,7 @@ impl Drop for Calls {
 }
 
 async fn serve(shared: &Arc<Shared>, listening: &OwnedFd, mut stopping: watch::Receiver<bool>) {
-    let listening = match AsyncFd::with_interest(listening.as_fd(), Interest::READABLE) {
+    let listening = match readiness(listening.as_fd(), Interest::READABLE) {
         Ok(listening) => listening,
         Err(error) => {
             tracing::error!("programs cannot be served: {error}");

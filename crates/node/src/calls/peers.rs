@@ -23,9 +23,9 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpStream;
 
-use super::Shared;
 use super::rules::{Admitted, Asked, Order, Program, Refusal};
 use super::state::random;
+use super::{Shared, now};
 use crate::web::Web;
 
 /// The version of what nodes say to each other; the first byte of each message.
@@ -141,7 +141,7 @@ fn admit(shared: &Arc<Shared>, from: HostId, open: OpenThere) -> Opened {
         carrier: Carrier::Tls,
     };
     let admitted = {
-        let (mut state, now) = (shared.state(), shared.now());
+        let (mut state, now) = (shared.state(), now());
         state.broker.admit(asked, now, &mut random)
     };
     match admitted {
@@ -200,22 +200,22 @@ pub(super) async fn ask(shared: Arc<Shared>, order: Order) {
         }
         match ask_one(&shared, &order, host, left.min(ASK_WAIT_MAX)).await {
             Ok(()) => return,
-            Err(refusal) => why = better(why, refusal),
+            Err(refusal) => why = Some(better(why, refusal)),
         }
     }
     shared.act(|broker, now, fresh| broker.nowhere(order, why, now, fresh));
 }
 
 /// Which of two refusals tells more: one of a host that answered, and of these not that it has nothing.
-fn better(before: Option<Refusal>, refusal: Refusal) -> Option<Refusal> {
+fn better(before: Option<Refusal>, refusal: Refusal) -> Refusal {
     let says_much = |refusal: &Refusal| match refusal.cause {
         Cause::Partition | Cause::HostLost => 0,
         Cause::NoSuch => 1,
         _ => 2,
     };
     match before {
-        Some(before) if says_much(&before) >= says_much(&refusal) => Some(before),
-        _ => Some(refusal),
+        Some(before) if says_much(&before) >= says_much(&refusal) => before,
+        _ => refusal,
     }
 }
 
@@ -264,7 +264,7 @@ fn hand_over(
 ) -> Result<(), Refusal> {
     let grant = admitted.grant;
     let mut state = shared.state();
-    let now = shared.now();
+    let now = now();
     let granted = state.broker.granted(order, host, admitted, Carrier::Tls, now)?;
     let connection = granted.connection;
     let message = FromNode::Granted(granted);
@@ -440,7 +440,8 @@ mod tests {
             (&[Cause::Partition, Cause::NoSuch], Cause::NoSuch),
         ];
         for (causes, want) in cases {
-            let told = causes.iter().fold(None, |before, cause| better(before, refusal(*cause)));
+            let step = |before, cause: &Cause| Some(better(before, refusal(*cause)));
+            let told: Option<Refusal> = causes.iter().fold(None, step);
             assert_eq!(told.map(|told| told.cause), Some(want), "of {causes:?}");
         }
     }

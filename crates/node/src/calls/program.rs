@@ -14,12 +14,12 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::time::{sleep, timeout};
 
-use super::Shared;
 use super::line::{Line, Unheard};
 use super::rules::limits::{Bucket, MESSAGES_OF_PROGRAM};
 use super::rules::{Program, Refusal};
 use super::state::{Held, Watched};
 use super::still::is_exiting;
+use super::{Shared, now, readiness};
 
 /// Longest wait for a hello.
 const HELLO_WAIT_MAX: Duration = Duration::from_secs(5);
@@ -38,7 +38,7 @@ pub(super) async fn serve(shared: Arc<Shared>, socket: OwnedFd) {
         }
     };
     let (pid, uid) = (peer.pid, peer.uid);
-    let watched = AsyncFd::with_interest(Watched(peer.process), Interest::READABLE);
+    let watched = readiness(Watched(peer.process), Interest::READABLE);
     let (line, process) = match (Line::new(socket), watched) {
         (Ok(line), Ok(process)) => (Arc::new(line), process),
         (Err(error), _) | (_, Err(error)) => {
@@ -47,7 +47,7 @@ pub(super) async fn serve(shared: Arc<Shared>, socket: OwnedFd) {
         }
     };
     let (program, connected) = {
-        let (mut state, now) = (shared.state(), shared.now());
+        let (mut state, now) = (shared.state(), now());
         let program = state.next_program();
         (program, state.broker.connect(program, uid, pid, now))
     };
@@ -159,7 +159,7 @@ impl Serving {
 
     /// Hears what it says, as long as it reads what it is told, and no faster than it may.
     async fn hear(&self) -> Unheard {
-        let mut bucket = Bucket::new(MESSAGES_OF_PROGRAM, self.shared.now().ms);
+        let mut bucket = Bucket::new(MESSAGES_OF_PROGRAM, now().ms);
         loop {
             // What waits for it is sent before more of it is heard.
             while !self.line.is_read() {
@@ -171,7 +171,7 @@ impl Serving {
                 () = self.line.more() => continue,
             };
             for (message, fd) in messages {
-                while let Err(after_ms) = bucket.take(self.shared.now().ms) {
+                while let Err(after_ms) = bucket.take(now().ms) {
                     sleep(Duration::from_millis(after_ms.into())).await;
                 }
                 self.shared.hear(self.program, message, fd);

@@ -17,7 +17,7 @@ use serde::Serialize;
 use super::rules::Program;
 use super::rules::grants::Grant;
 use super::rules::registry::Instance;
-use super::{Shared, now_ns, pages};
+use super::{Shared, now, now_ns, pages};
 
 /// Most spans of a trace that one host shows.
 pub(crate) const SPANS_SHOWN_MAX: usize = 10_000;
@@ -241,7 +241,7 @@ impl Shared {
         for waiting in self.waiting().0 {
             *in_flight.entry(waiting.grant.instance).or_default() += 1;
         }
-        let now_ms = self.now().ms;
+        let now_ms = now().ms;
         let state = self.state();
         let broker = &state.broker;
         let shown = |instance: &Instance| ShownInstance {

@@ -6,12 +6,12 @@
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
 use kumo_abi::HostId;
-use kumo_abi::call::{CALLS_IN_FLIGHT_MAX, Cause, GrantId, Who};
+use kumo_abi::call::{CALLS_IN_FLIGHT_MAX, Cause, GrantId, MethodPattern, Who};
 use kumo_abi::control::{Connection, End, FromNode, Granted, Incoming, Request};
 use kumo_abi::page::notice::{CONNECTIONS_MAX, LEN_BYTES, MAGIC, MAGIC_AT, state_at, taken_at};
 use kumo_abi::page::{Notice, WORD_BYTES, receipt_at};
@@ -29,6 +29,12 @@ use super::rules::{Broker, Effect, Moment, Order, Program, Refusal};
 /// A process that is watched: readable when it has ended.
 #[derive(Debug)]
 pub(super) struct Watched(pub(super) PidFd);
+
+impl AsFd for Watched {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
 
 impl AsRawFd for Watched {
     fn as_raw_fd(&self) -> RawFd {
@@ -310,7 +316,7 @@ impl State {
 
     fn audit(&self, grant: GrantId) {
         let Some(grant) = self.broker.grants().get(&grant) else { return };
-        let methods: Vec<&str> = grant.methods.iter().map(|pattern| pattern.as_str()).collect();
+        let methods: Vec<&str> = grant.methods.iter().map(MethodPattern::as_str).collect();
         tracing::info!(
             target: "audit",
             grant = %grant.id,

@@ -99,9 +99,12 @@ fn parse_groups(groups: &str) -> (Option<&str>, Option<&str>) {
 mod tests {
     use super::*;
 
+    /// What stands there, and what it says.
+    type Case<'a> = (&'a [u8], Option<(u8, u64)>);
+
     #[test]
     fn states_and_flags() {
-        let cases: [(&[u8], Option<(u8, u64)>); 5] = [
+        let cases: [Case<'_>; 5] = [
             (b"7 (a) S 1 7 7 0 -1 4194560 0", Some((b'S', 4_194_560))),
             (b"7 (a) R) (x) T 1 7 7 0 -1 4 0", Some((b'T', 4))),
             (b"7 (\xff) Z 1 7 7 0 -1 4 0", Some((b'Z', 4))),

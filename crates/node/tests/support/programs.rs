@@ -1,5 +1,7 @@
 //! Programs that call and are called: this test binary again, in a role of its own.
 
+#![allow(dead_code, reason = "no test uses all of it")]
+
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};

@@ -184,8 +184,6 @@ pub(crate) struct ProgramState {
     /// Questions without an answer yet.
     asking: BTreeSet<Request>,
     opens: Bucket,
-    /// Since when, milliseconds of the node's clock.
-    pub(crate) since_ms: u64,
 }
 
 impl ProgramState {
@@ -271,8 +269,8 @@ pub(crate) struct Broker {
     /// The time to other data centres and back.
     far_us: BTreeMap<DcName, u32>,
     parked: VecDeque<Parked>,
-    /// Who watches what.
-    watchers: BTreeMap<ServiceName, BTreeSet<(Program, Request)>>,
+    /// Who watches what, and what each was told last.
+    watchers: BTreeMap<ServiceName, BTreeMap<(Program, Request), ServiceState>>,
     /// Ends that are waited for, and until when.
     awaited: BTreeMap<GrantId, u64>,
     /// Services whose state may have changed since it was last told.
@@ -376,7 +374,6 @@ impl Broker {
             watches: BTreeMap::new(),
             asking: BTreeSet::new(),
             opens: Bucket::new(OPENS_OF_PROGRAM, now.ms),
-            since_ms: now.ms,
         };
         self.programs.insert(program, state);
         Ok(())
@@ -541,7 +538,6 @@ impl Broker {
         let listed = listed.and_then(|acl| acl.may_serve(self.cluster.as_ref(), &peer));
         let holder = self.registry.holder(service);
         match (listed, holder) {
-            (Some(true), _) => Ok(uid),
             (Some(false), _) => {
                 let message =
                     format!("user {uid} may not serve `{service}`: its access list names others");
@@ -553,7 +549,7 @@ impl Broker {
                 );
                 Err(Refusal::new(Cause::Denied, message))
             }
-            (None, _) => Ok(uid),
+            (Some(true) | None, _) => Ok(uid),
         }
     }
 
@@ -893,7 +889,8 @@ impl Broker {
             Refusal::new(Cause::Exhausted, message)
         } else {
             found.watches.insert(request, service.clone());
-            self.watchers.entry(service).or_default().insert((program, request));
+            let watchers = self.watchers.entry(service).or_default();
+            watchers.insert((program, request), state.clone());
             effects.push(Effect::Tell(program, FromNode::Service { request, state }));
             return;
         };
@@ -1237,24 +1234,24 @@ impl Broker {
     /// The list of a service is now this one. Connections that it no longer allows are ended.
     pub(crate) fn note_acl(
         &mut self,
-        service: ServiceName,
+        service: &ServiceName,
         acl: Option<Acl>,
         now: Moment,
         fresh: &mut dyn FnMut() -> u64,
     ) -> Vec<Effect> {
         let mut effects = Vec::new();
-        if self.acls.get(&service) == acl.as_ref() {
+        if self.acls.get(service) == acl.as_ref() {
             return effects;
         }
         match acl {
             Some(acl) => drop(self.acls.insert(service.clone(), acl)),
-            None => drop(self.acls.remove(&service)),
+            None => drop(self.acls.remove(service)),
         }
         let changed = |grant: &&Grant| {
             // What was agreed upon before this node began is not known, and stays.
-            grant.service == service
+            grant.service == *service
                 && !grant.methods.is_empty()
-                && self.methods(&service, &grant.from).ok().as_ref() != Some(&grant.methods)
+                && self.methods(service, &grant.from).ok().as_ref() != Some(&grant.methods)
         };
         let ended: Vec<GrantId> =
             self.grants.values().filter(changed).map(|grant| grant.id).collect();
@@ -1318,9 +1315,13 @@ impl Broker {
         self.unpark(now, fresh, effects);
         for service in std::mem::take(&mut self.changed) {
             let state = self.state_of(&service);
-            for (program, request) in self.watchers.get(&service).into_iter().flatten() {
-                let told = FromNode::Service { request: *request, state: state.clone() };
-                effects.push(Effect::Tell(*program, told));
+            for ((program, request), told) in self.watchers.get_mut(&service).into_iter().flatten()
+            {
+                if *told != state {
+                    told.clone_from(&state);
+                    let message = FromNode::Service { request: *request, state: state.clone() };
+                    effects.push(Effect::Tell(*program, message));
+                }
             }
             let (ready, load_percent) = (self.registry.ready(&service), self.load(&service));
             effects.push(Effect::Publish { service, ready, load_percent });

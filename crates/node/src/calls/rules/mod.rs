@@ -12,9 +12,7 @@ pub(crate) mod limits;
 pub(crate) mod publish;
 pub(crate) mod registry;
 
-pub(crate) use self::broker::{
-    Admitted, Asked, Broker, Effect, Moment, Order, ProgramState, Refusal,
-};
+pub(crate) use self::broker::{Admitted, Asked, Broker, Effect, Moment, Order, Refusal};
 
 /// A program, by the number of its connection with this node: never used again while the node runs.
 pub(crate) type Program = u64;

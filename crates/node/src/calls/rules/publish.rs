@@ -97,11 +97,13 @@ mod tests {
         Some(serves.services.iter().map(text).collect::<Vec<_>>().join(" "))
     }
 
+    /// When, what is noted before, and what others are told.
+    type Case<'a> = (u64, &'a [(&'a str, u32)], Option<&'a str>);
+
     #[test]
     fn first_and_last_are_told_at_once_and_numbers_now_and_then() {
         let mut publisher = Publisher::default();
-        // When, what is noted before, and what others are told.
-        let cases: [(u64, &[(&str, u32)], Option<&str>); 15] = [
+        let cases: [Case<'_>; 15] = [
             (0, &[], Some("")),
             (0, &[], None),
             (0, &[("a", 1)], None),

@@ -184,7 +184,7 @@ fn is_before(one: &Instance, best: &Instance, in_chain: &impl Fn(&Instance) -> b
     // Of both as if they had the new one, multiplied crosswise.
     let load = |one: &Instance, slots: u16| (u64::from(one.connections) + 1) * u64::from(slots);
     let (one_in, best_in) = (in_chain(one), in_chain(best));
-    if one_in != best_in { best_in } else { load(one, best.slots) < load(best, one.slots) }
+    if one_in == best_in { load(one, best.slots) < load(best, one.slots) } else { best_in }
 }
 
 #[cfg(test)]
@@ -218,6 +218,9 @@ mod tests {
         Hop { instance: InstanceId(id), service: name("kv") }
     }
 
+    /// Which are there, the chain, and what comes of it.
+    type Case<'a> = (&'a [u64], &'a [u64], Result<u64, Cause>);
+
     #[test]
     fn a_caller_gets_the_instance_with_most_room() {
         let draining = Instance { draining: true, ..instance(1) };
@@ -228,8 +231,7 @@ mod tests {
         let back = Instance { reentrancy: Reentrancy::Allow, ..instance(6) };
         let full = Instance { connections: 9, ..instance(7) };
         let all = [&draining, &suspended, &busy, &large, &idle, &back, &full];
-        // Which are there, the chain, and what comes of it.
-        let cases: [(&[u64], &[u64], Result<u64, Cause>); 15] = [
+        let cases: [Case<'_>; 15] = [
             (&[], &[], Err(Cause::NoSuch)),
             (&[1], &[], Err(Cause::Draining)),
             (&[1, 2], &[], Err(Cause::Suspended)),

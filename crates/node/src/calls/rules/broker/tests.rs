@@ -105,7 +105,9 @@ impl World {
     /// One with these programs, all of user 7.
     fn with(programs: &[Program]) -> World {
         let mut world = World::new();
-        programs.iter().for_each(|program| world.connect(*program, 7));
+        for program in programs {
+            world.connect(*program, 7);
+        }
         world
     }
 
@@ -234,7 +236,7 @@ fn names_are_served_by_root_by_their_holder_and_by_who_is_listed() {
     assert_eq!(serve(&mut world, 4), "4:serving");
     let callers = "spiffe://*/dc/*/host/*/user/8".parse().expect("a pattern");
     let acl = Acl { call: None, serve: Some(vec![callers]) };
-    world.broker.note_acl(name("kv"), Some(acl), world.now, &mut || 1);
+    world.broker.note_acl(&name("kv"), Some(acl), world.now, &mut || 1);
     assert_eq!(serve(&mut world, 2), "2:serving");
     assert_eq!(serve(&mut world, 3), "3:refused DENIED");
     for bad in [
@@ -257,7 +259,7 @@ fn a_list_is_asked_and_a_new_one_ends_what_it_does_not_allow() {
     let methods = vec!["read*".parse().expect("a pattern")];
     let acl = Acl { call: Some(vec![Rule { from, methods: methods.clone() }]), serve: None };
     let before = world.grant(1, "kv");
-    let ended = world.broker.note_acl(name("kv"), Some(acl.clone()), world.now, &mut || 1);
+    let ended = world.broker.note_acl(&name("kv"), Some(acl.clone()), world.now, &mut || 1);
     assert_eq!(letters(&ended), ["notice 2#0 DENIED", "notice 1#0 DENIED", "shut"]);
     assert!(!world.broker.grants().contains_key(&before));
     assert_eq!(world.hear(1, ToNode::Open(open(2, "kv"))), ["1:refused DENIED"]);
@@ -273,8 +275,8 @@ fn a_list_is_asked_and_a_new_one_ends_what_it_does_not_allow() {
     // Nobody else's name.
     assert_eq!(world.hear(2, ToNode::Open(as_web)), ["2:refused DENIED"]);
     // The same list again changes nothing; no list allows all.
-    assert!(world.broker.note_acl(name("kv"), Some(acl), world.now, &mut || 1).is_empty());
-    let ended = world.broker.note_acl(name("kv"), None, world.now, &mut || 1);
+    assert!(world.broker.note_acl(&name("kv"), Some(acl), world.now, &mut || 1).is_empty());
+    let ended = world.broker.note_acl(&name("kv"), None, world.now, &mut || 1);
     assert_eq!(letters(&ended).len(), 3, "what it was told is no longer so");
     assert_eq!(world.hear(1, ToNode::Open(open(4, "kv"))).len(), 2);
 }
@@ -383,6 +385,9 @@ fn watchers_hear_of_changes_until_they_hear_no_more() {
     world.broker.note_hosts(&[info("tokyo/b", HostState::Alive)]);
     world.broker.note_serves(&host("tokyo/b"), Some(serves(2, 1)));
     assert_eq!(world.tick(0), ["1:service 3 1 0", "publish kv 1 0%"]);
+    // Who is there is looked at anew now and then: no news is not told.
+    world.broker.note_hosts(&[info("tokyo/b", HostState::Alive)]);
+    assert_eq!(world.tick(0), ["publish kv 1 0%"]);
     world.broker.note_hosts(&[info("tokyo/b", HostState::CutOff)]);
     assert_eq!(world.tick(0), ["1:service 1 0 1", "publish kv 1 0%"]);
     assert!(world.hear(1, ToNode::Unwatch { request: 5 }).is_empty());
