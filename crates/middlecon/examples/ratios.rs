@@ -27,9 +27,12 @@ fn method(name: &str) -> Method {
     name.parse().unwrap()
 }
 
+/// Makes calls and notes what each took.
+type Round = Box<dyn FnMut(&mut Vec<u64>)>;
+
 struct Contestant {
     name: &'static str,
-    round: Box<dyn FnMut(&mut Vec<u64>)>,
+    round: Round,
     samples_ns: Vec<u64>,
     _server: Option<Server>,
 }

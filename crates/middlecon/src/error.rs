@@ -46,7 +46,8 @@ fn detail(message: &str, path: &[Hop]) -> impl fmt::Display {
     }
     if !path.is_empty() {
         let services: Vec<&str> = path.iter().map(|hop| hop.service.as_str()).collect();
-        text += &format!(", by {}", services.join(" -> "));
+        text.push_str(", by ");
+        text.push_str(&services.join(" -> "));
     }
     text
 }

@@ -2,7 +2,7 @@
 //!
 //! One plain thread keeps it. A node that goes away takes no call with it: the thread connects again
 //! with growing pauses, and tells the new node everything anew. Meanwhile what needs the node
-//! (a first call to a service, a new server) is NO_NODE at once.
+//! (a first call to a service, a new server) is `NO_NODE` at once.
 
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, IoSlice};
@@ -309,13 +309,11 @@ impl Shared {
             return;
         };
         let accept = lock(&self.served).get(&incoming.instance).map(|served| served.accept.clone());
-        match accept {
-            Some(accept) => accept.accept(incoming, socket),
-            None => {
-                drop(socket);
-                self.tell(&ToNode::Closed { connection: incoming.connection }, None);
-            }
+        if let Some(accept) = accept {
+            return accept.accept(incoming, socket);
         }
+        drop(socket);
+        self.tell(&ToNode::Closed { connection: incoming.connection }, None);
     }
 
     /// The node is gone: whoever waits for it is told.

@@ -7,7 +7,7 @@
 mod support;
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -31,7 +31,7 @@ fn role() {
     let dir = PathBuf::from(std::env::var("MIDDLECON_DIR").unwrap());
     let node = Node::connect(&dir).unwrap();
     match role.as_str() {
-        "callee" | "forking-callee" | "packet-callee" => callee(&node, &role, dir),
+        "callee" | "forking-callee" | "packet-callee" => callee(&node, &role, &dir),
         "caller" => caller(&node),
         "middle" => middle(&node),
         other => panic!("no role {other}"),
@@ -39,7 +39,7 @@ fn role() {
 }
 
 /// Serves until its standard input ends.
-fn callee(node: &Node, role: &str, dir: PathBuf) {
+fn callee(node: &Node, role: &str, dir: &Path) {
     let forks = role == "forking-callee";
     let log = dir.join("ran");
     let server = node
@@ -93,6 +93,8 @@ fn keep_descriptors() {
             })
             .collect();
         assert!(!copies.is_empty());
+        // Nobody waits for it: it outlives us on purpose.
+        #[allow(clippy::zombie_processes)]
         Command::new("sleep")
             .arg("1")
             .stdin(Stdio::null())

@@ -171,13 +171,10 @@ impl Writer {
         body: &[u8],
         deadline_ns: u64,
     ) -> Result<(), Stop> {
-        let mut deadline = deadline_ns;
-        loop {
-            match self.try_send(header, ext, body)? {
-                true => return Ok(()),
-                false => self.wait_for_room(&mut deadline)?,
-            }
+        while !self.try_send(header, ext, body)? {
+            self.wait_for_room(deadline_ns)?;
         }
+        Ok(())
     }
 
     /// Sends a frame if there is room for it now.
@@ -274,8 +271,8 @@ impl Writer {
     }
 
     /// Waits until the peer has read something.
-    fn wait_for_room(&mut self, deadline_ns: &mut u64) -> Result<(), Stop> {
-        if *deadline_ns != NEVER_NS && now_ns() >= *deadline_ns {
+    fn wait_for_room(&mut self, deadline_ns: u64) -> Result<(), Stop> {
+        if deadline_ns != NEVER_NS && now_ns() >= deadline_ns {
             return Err(Stop::Deadline);
         }
         // The socket belongs to our reader half, which may be another thread, so no doorbell could tell
@@ -288,7 +285,7 @@ impl Writer {
             }
             Ok(())
         } else {
-            wait(&self.link.socket, PollFlags::OUT, None, *deadline_ns)
+            wait(&self.link.socket, PollFlags::OUT, None, deadline_ns)
         }
     }
 }
@@ -492,9 +489,10 @@ impl Reader {
                 Ok(received) => received,
                 Err(error) => match error.kind() {
                     io::ErrorKind::WouldBlock => return Err(Stop::Deadline),
-                    io::ErrorKind::Interrupted => return Ok(None),
-                    // It is said once, before what had arrived.
-                    io::ErrorKind::ConnectionReset => return Ok(None),
+                    // A reset is said once, before what had arrived.
+                    io::ErrorKind::Interrupted | io::ErrorKind::ConnectionReset => {
+                        return Ok(None);
+                    }
                     io::ErrorKind::InvalidData => return Err(Stop::Passed("a packet too long")),
                     _ => return Err(Stop::Io(error)),
                 },

@@ -302,7 +302,9 @@ impl Pipe {
         match &mut self.tls {
             None => {
                 let head = header.encode();
-                [&head, ext, body].iter().for_each(|part| self.out.extend_from_slice(part));
+                for part in [&head, ext, body] {
+                    self.out.extend_from_slice(part);
+                }
             }
             Some(tls) => {
                 // As one piece, so that it becomes as few records as it can.

@@ -275,12 +275,9 @@ impl AsyncService {
             }),
         );
         let left = Duration::from_nanos(prepared.deadline_ns.saturating_sub(now_ns()));
-        let answer = match tokio::time::timeout(left, answer).await {
-            Ok(Ok(answer)) => answer,
-            _ => {
-                let message = "while waiting for the node";
-                return Err(CallError::not_executed(Cause::Deadline, message));
-            }
+        let Ok(Ok(answer)) = tokio::time::timeout(left, answer).await else {
+            let message = "while waiting for the node";
+            return Err(CallError::not_executed(Cause::Deadline, message));
         };
         match answer {
             Answer { message: FromNode::Granted(granted), fd: Some(socket) } => {
@@ -598,9 +595,8 @@ impl Flying<'_> {
         self.sent = true;
         let sent = send(&wires.writer, header, &prepared.ext, body, prepared.deadline_ns).await;
         match sent {
-            Ok(()) => {}
-            // The task that receives sees the end, and says what became of all.
-            Err(Stop::Ended) => {}
+            // The task that receives sees an end, and says what became of all.
+            Ok(()) | Err(Stop::Ended) => {}
             Err(stop) => return self.stop(cause_of(&stop), words(&stop), &mut answer),
         }
         let left = Duration::from_nanos(prepared.deadline_ns.saturating_sub(now_ns()));

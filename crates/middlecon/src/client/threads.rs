@@ -38,7 +38,7 @@ pub struct Service {
 
 struct ServiceShared {
     name: ServiceName,
-    idle: Mutex<Vec<Box<Connection>>>,
+    idle: Mutex<Vec<Connection>>,
 }
 
 impl Node {
@@ -73,7 +73,7 @@ impl Service {
         self.pool().len()
     }
 
-    fn pool(&self) -> MutexGuard<'_, Vec<Box<Connection>>> {
+    fn pool(&self) -> MutexGuard<'_, Vec<Connection>> {
         self.shared.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -136,7 +136,7 @@ impl Request<'_> {
 
 impl Service {
     /// An idle connection that nobody has said has ended, or a new one.
-    fn connection(&self, prepared: &Prepared) -> Result<Box<Connection>, CallError> {
+    fn connection(&self, prepared: &Prepared) -> Result<Connection, CallError> {
         loop {
             let idle = self.pool().pop();
             match idle {
@@ -147,7 +147,7 @@ impl Service {
         }
     }
 
-    fn open(&self, prepared: &Prepared) -> Result<Box<Connection>, CallError> {
+    fn open(&self, prepared: &Prepared) -> Result<Connection, CallError> {
         let node = &self.node.shared;
         let request = node.request();
         let open = prepared.open(request, &self.shared.name);
@@ -157,7 +157,7 @@ impl Service {
         match (answer.message, answer.fd) {
             (FromNode::Granted(granted), Some(socket)) => {
                 let name = self.shared.name.clone();
-                Connection::new(node, name, granted, socket, prepared).map(Box::new)
+                Connection::new(node, name, granted, socket, prepared)
             }
             (FromNode::Refused { cause, message, retry_after_ms, path, .. }, _) => {
                 Err(CallError::NotExecuted { cause, message, path, retry_after_ms })

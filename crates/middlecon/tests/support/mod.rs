@@ -244,7 +244,9 @@ impl Shell {
             ToNode::Ended { instance } => self.broker.ended(from, instance),
             ToNode::Closed { connection } => {
                 let ending = self.broker.closed(At { program: from, connection });
-                ending.into_iter().for_each(|ending| self.end(&ending));
+                if let Some(ending) = ending {
+                    self.end(&ending);
+                }
             }
             ToNode::Resume(resume) => {
                 self.broker.resume(from, &resume).unwrap();
@@ -359,7 +361,9 @@ impl Shell {
             let Some(known) = self.known.get(&callee) else { continue };
             if state(known.process.pid) == Some('T') {
                 let endings = self.broker.of_callee(callee, Cause::Suspended);
-                endings.iter().for_each(|ending| self.end(ending));
+                for ending in &endings {
+                    self.end(ending);
+                }
             }
         }
     }
