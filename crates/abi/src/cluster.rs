@@ -72,6 +72,9 @@ pub struct Card {
     pub memory: u64,
     /// Where others reach it, as `address:port`; empty for members.
     pub addresses: Vec<String>,
+    /// Where others reach it for calls; empty where they come through gateways.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub call_addresses: Vec<String>,
     /// What its owner says about it: `rack=3`.
     pub labels: BTreeMap<String, String>,
 }

@@ -266,7 +266,7 @@ pub enum FromNode {
     },
     /// Hosts that are no longer believed, for those that have a certificate; complete each time.
     Evicted {
-        /// The serial numbers of their certificates.
+        /// Their public keys: of each the SHA-256 of its `SubjectPublicKeyInfo`.
         serials: Vec<Vec<u8>>,
     },
     /// How a watched service is now.
@@ -333,7 +333,7 @@ pub struct Certificate {
     pub authority: Vec<u8>,
     /// Until when it is good, in milliseconds since 1970. Ask again at half of the time.
     pub not_after_ms: u64,
-    /// The serial numbers of certificates of hosts that are not believed.
+    /// The public keys of hosts that are not believed, as [`FromNode::Evicted`] has them.
     pub evicted: Vec<Vec<u8>>,
 }
 

@@ -76,6 +76,7 @@ mod tests {
             cpus: 16,
             memory: 64 << 30,
             addresses: Vec::new(),
+            call_addresses: Vec::new(),
             labels: [("rack", "3"), ("disk", "")]
                 .map(|(name, value)| (name.to_owned(), value.to_owned()))
                 .into(),

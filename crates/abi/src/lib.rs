@@ -24,7 +24,7 @@ mod value;
 pub use answer::{Meta, Row, Rows};
 pub use filter::{Filter, FilterError};
 pub use identity::{IdentityError, ProcessId, TICK_NS};
-pub use names::{ClusterName, DcName, HostId, HostName, NAME_BYTES_MAX, NameError};
+pub use names::{ClusterName, DcName, HostId, HostName, NAME_BYTES_MAX, NameError, ServiceName};
 pub use problem::Problem;
 pub use query::{Aggregate, Query, QueryError, QueryText, Select, SortKey};
 pub use schema::{ColumnIndex, ColumnSpec, Kind, Schema, Unit};

@@ -1,4 +1,4 @@
-//! Names of clusters, data centres and hosts.
+//! Names of clusters, data centres, hosts and services.
 
 use std::fmt;
 use std::str::FromStr;
@@ -89,6 +89,7 @@ macro_rules! name {
 name!(ClusterName, "The name of a cluster: the data centres that are one system.");
 name!(DcName, "The name of a data centre.");
 name!(HostName, "The name of a host within its data centre.");
+name!(ServiceName, "The name of a service: what programs call, wherever it runs.");
 
 /// A host of a cluster. Written `tokyo/web-1`.
 ///

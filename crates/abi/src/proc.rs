@@ -128,6 +128,7 @@ columns! {
     NoNewPrivs "no_new_privs" ["nnp"] Bool None "NNP" "Whether it can gain no privileges by exec";
     OomAdj "oom_adj" ["oom_score_adj"] Int None "OOMADJ" "Adjustment of the OOM killer, -1000 to 1000";
     OomScore "oom_score" ["oom"] Int None "OOM" "Score of the OOM killer, 0 to 2000; the highest dies first";
+    BlockedOn "blocked_on" ["blocked"] Text None "BLOCKED ON" "Call whose reply it waits for longest, as SERVICE/METHOD on DC/HOST, and how many more; null for none";
     Wchan "wchan" [] Text None "WCHAN" "Kernel function that it sleeps in; null when running or not readable";
 }
 

@@ -102,6 +102,10 @@ pub struct Identity {
     pub listen: Option<SocketAddr>,
     /// Where others reach it, as [`check_address`] wants them; empty for members.
     pub advertise: Vec<String>,
+    /// Where it listens for calls of other hosts; `None` where calls come through gateways only.
+    pub call_listen: Option<SocketAddr>,
+    /// Where others reach it for calls, as [`check_address`] wants them.
+    pub call_advertise: Vec<String>,
     /// The other gateways that it knows.
     pub gateways: Vec<Gateway>,
     /// What its owner says about it.
@@ -119,6 +123,8 @@ impl Clone for Identity {
             key: self.key.clone_key(),
             listen: self.listen,
             advertise: self.advertise.clone(),
+            call_listen: self.call_listen,
+            call_advertise: self.call_advertise.clone(),
             gateways: self.gateways.clone(),
             labels: self.labels.clone(),
         }
@@ -134,6 +140,8 @@ impl fmt::Debug for Identity {
             .field("role", &self.role)
             .field("listen", &self.listen)
             .field("advertise", &self.advertise)
+            .field("call_listen", &self.call_listen)
+            .field("call_advertise", &self.call_advertise)
             .field("gateways", &self.gateways)
             .field("labels", &self.labels)
             .finish_non_exhaustive()
@@ -223,6 +231,10 @@ struct NodeFile {
     role: Role,
     listen: Option<SocketAddr>,
     advertise: Vec<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    call_listen: Option<SocketAddr>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    call_advertise: Vec<String>,
     labels: BTreeMap<String, String>,
     #[serde(deserialize_with = "gateways_that_fit")]
     gateways: Vec<Gateway>,
@@ -272,6 +284,8 @@ impl Identity {
             key,
             listen: None,
             advertise: Vec::new(),
+            call_listen: None,
+            call_advertise: Vec::new(),
             gateways: Vec::new(),
             labels: BTreeMap::new(),
         })
@@ -342,6 +356,8 @@ impl Identity {
             key,
             listen: node.listen,
             advertise: node.advertise,
+            call_listen: node.call_listen,
+            call_advertise: node.call_advertise,
             gateways: node.gateways,
             labels: node.labels,
         }))
@@ -386,6 +402,8 @@ impl Identity {
             role: self.role,
             listen: self.listen,
             advertise: self.advertise.clone(),
+            call_listen: self.call_listen,
+            call_advertise: self.call_advertise.clone(),
             labels: self.labels.clone(),
             gateways: self.gateways.clone(),
         })
@@ -484,7 +502,7 @@ fn load_node(dir: &Path) -> Result<Option<NodeFile>, IdentityError> {
         let what = format!("it has version {}, and this kumo reads {NODE_VERSION}", node.version);
         return Err(IdentityError::damaged(&path, what));
     }
-    for address in &node.advertise {
+    for address in node.advertise.iter().chain(&node.call_advertise) {
         check_address(address).map_err(|error| IdentityError::damaged(&path, error))?;
     }
     Ok(Some(node))

@@ -15,7 +15,7 @@ pub mod join;
 pub mod link;
 pub mod members;
 mod net;
-pub mod pki;
+pub mod peer;
 pub mod rendezvous;
 pub mod sealed;
 mod shared;
@@ -23,13 +23,15 @@ pub mod store;
 pub mod token;
 mod wall;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
-use kumo_abi::HostId;
 use kumo_abi::cluster::{Card, HostInfo, LinkReport, Role, Unreached};
+use kumo_abi::{DcName, HostId};
+use kumo_pki::KeyId;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, broadcast, mpsc};
 use tokio::task::{JoinSet, spawn_blocking};
@@ -42,11 +44,13 @@ use self::join::registry::{CARDS, card_key};
 use self::join::{Desk, registry};
 use self::link::{LinkError, Links};
 use self::net::{Keys, sync, watch};
+use self::peer::{PeerError, PeerLinks};
 pub use self::shared::HostEvent;
 use self::shared::{Shared, left_key};
 use self::store::{Store, StoreError};
 use self::token::{Token, TokenAsk, TokenError};
 pub use self::wall::wall_ms;
+pub use kumo_pki as pki;
 
 /// How often what others wrote is put on the disk.
 const FLUSH_EVERY: Duration = Duration::from_secs(1);
@@ -79,6 +83,8 @@ pub struct FabricConfig {
     pub run_dir: PathBuf,
     /// What it says about itself.
     pub card: Card,
+    /// Whether it has links for calls ([`peer`]); simulated hosts have none.
+    pub calls: bool,
 }
 
 /// Why a node does not take part. Nothing of it runs.
@@ -90,6 +96,9 @@ pub enum OpenError {
     /// The links.
     #[error(transparent)]
     Link(#[from] LinkError),
+    /// The links for calls.
+    #[error(transparent)]
+    Peer(#[from] PeerError),
     /// The key of the authority, on a gateway; or a file of ours beside it.
     #[error(transparent)]
     Identity(#[from] identity::IdentityError),
@@ -108,6 +117,7 @@ struct Parts {
     identity: Arc<ArcSwap<Identity>>,
     /// None after the end.
     links: ArcSwapOption<Links>,
+    peers: Option<Arc<PeerLinks>>,
     tasks: Mutex<JoinSet<()>>,
 }
 
@@ -121,7 +131,7 @@ impl Fabric {
         config: FabricConfig,
         answerer: Arc<dyn Answerer>,
     ) -> Result<Fabric, OpenError> {
-        let FabricConfig { identity, state_dir, run_dir, card } = config;
+        let FabricConfig { identity, state_dir, run_dir, card, calls } = config;
         let (me, role) = (identity.host.clone(), identity.role);
         let keys = Keys::new(&identity.cluster);
         let (store, incarnation) = match &state_dir {
@@ -146,6 +156,13 @@ impl Fabric {
         };
         let serving = desk.clone().map(|desk| desk as Arc<dyn join::JoinDesk>);
         let links = Arc::new(Links::open(identity.load_full(), &run_dir, serving).await?);
+        let peers = if calls {
+            let book =
+                Arc::new(CardBook { shared: Arc::clone(&shared), identity: Arc::clone(&identity) });
+            Some(Arc::new(PeerLinks::open(identity.load_full(), book).await?))
+        } else {
+            None
+        };
         let mut tasks = JoinSet::new();
         let (sightings, seen) = mpsc::unbounded_channel();
         let (incoming, taking) = sync::start(&shared);
@@ -161,6 +178,7 @@ impl Fabric {
             Arc::clone(&shared),
             Arc::clone(&identity),
             Arc::clone(&links),
+            peers.clone(),
             state_dir.clone(),
             Arc::clone(&told_of_gateways),
         )));
@@ -168,7 +186,8 @@ impl Fabric {
             tasks.spawn(part(go_home(Arc::clone(&links), told_of_gateways)));
         }
         if let Some(dir) = state_dir {
-            tasks.spawn(part(renew(Arc::clone(&identity), Arc::clone(&links), dir, desk)));
+            let (identity, links) = (Arc::clone(&identity), Arc::clone(&links));
+            tasks.spawn(part(renew(identity, links, peers.clone(), dir, desk)));
         }
         // After `tell_changes` listens: what is put now, others hear of when there is a session.
         let putting = spawn_blocking(move || put_card(&store, &me, &card));
@@ -177,7 +196,7 @@ impl Fabric {
         tasks.spawn(part(connect(Arc::clone(&shared), Arc::clone(&links), sightings, incoming)));
         let tasks = Mutex::new(tasks);
         let links = ArcSwapOption::from(Some(links));
-        Ok(Fabric { parts: Arc::new(Parts { shared, identity, links, tasks }) })
+        Ok(Fabric { parts: Arc::new(Parts { shared, identity, links, peers, tasks }) })
     }
 
     /// Who this node is.
@@ -216,6 +235,11 @@ impl Fabric {
         self.parts.links.load().as_ref().and_then(|links| links.local_addr())
     }
 
+    /// The links for calls, where this node has them.
+    pub fn peers(&self) -> Option<&Arc<PeerLinks>> {
+        self.parts.peers.as_ref()
+    }
+
     /// Asks many hosts. Parts come as they are known; every host is in exactly one of them. Dropping the
     /// receiver ends it.
     pub fn gather(&self, ask: Ask) -> mpsc::Receiver<Part> {
@@ -246,6 +270,11 @@ impl Fabric {
         Ok(evicting.await.map_err(EvictError::Ended)??)
     }
 
+    /// The keys that are not believed any more.
+    pub fn evicted(&self) -> BTreeSet<KeyId> {
+        registry::evicted(self.store())
+    }
+
     /// Makes a token that lets hosts into the cluster.
     ///
     /// # Errors
@@ -274,6 +303,9 @@ impl Fabric {
         let mut tasks =
             std::mem::take(&mut *self.parts.tasks.lock().unwrap_or_else(PoisonError::into_inner));
         tasks.shutdown().await;
+        if let Some(peers) = &self.parts.peers {
+            peers.close().await;
+        }
         shared.set_session(None);
         // The tasks are gone, and nobody else keeps it.
         if let Some(links) = self.parts.links.swap(None).and_then(Arc::into_inner) {
@@ -315,6 +347,31 @@ fn desk(
     let authority = identity::load_authority(dir)?;
     let desk = Desk::new(dir.to_owned(), identity, store, authority, Box::new(is_alive))?;
     Ok(Arc::new(desk))
+}
+
+/// What cards and tokens tell of hosts, for calls.
+struct CardBook {
+    shared: Arc<Shared>,
+    identity: Arc<ArcSwap<Identity>>,
+}
+
+impl peer::Book for CardBook {
+    fn call_addresses(&self, host: &HostId) -> Vec<String> {
+        let card = self.shared.store.value(&card_key(host));
+        let card = card.and_then(|card| serde_json::from_slice::<Card>(&card).ok());
+        card.map(|card| Gateway::of_card(host.clone(), &card.call_addresses).addresses)
+            .unwrap_or_default()
+    }
+
+    fn gateways(&self, dc: &DcName) -> Vec<HostId> {
+        let alive: Vec<HostId> = self.shared.members().gateways(dc).cloned().collect();
+        if !alive.is_empty() {
+            return alive;
+        }
+        let identity = self.identity.load();
+        let known = identity.gateways.iter().map(|gateway| &gateway.host);
+        known.filter(|host| host.dc == *dc).cloned().collect()
+    }
 }
 
 /// A number for this start that is greater than that of every start before, also when the clock was
@@ -451,12 +508,17 @@ async fn follow(
     shared: Arc<Shared>,
     identity: Arc<ArcSwap<Identity>>,
     links: Arc<Links>,
+    peers: Option<Arc<PeerLinks>>,
     state_dir: Option<PathBuf>,
     told_of_gateways: Arc<Notify>,
 ) {
     let mut changes = shared.store.changes();
     loop {
-        links.set_evicted(registry::evicted(&shared.store));
+        let evicted = registry::evicted(&shared.store);
+        if let Some(peers) = &peers {
+            peers.set_evicted(evicted.clone());
+        }
+        links.set_evicted(evicted);
         let now = identity.load_full();
         let gateways = gateways(&shared, &now);
         if gateways != now.gateways {
@@ -537,6 +599,7 @@ async fn go_home(links: Arc<Links>, told_of_gateways: Arc<Notify>) {
 async fn renew(
     identity: Arc<ArcSwap<Identity>>,
     links: Arc<Links>,
+    peers: Option<Arc<PeerLinks>>,
     dir: PathBuf,
     desk: Option<Arc<Desk>>,
 ) {
@@ -568,6 +631,13 @@ async fn renew(
         });
         if let Err(error) = links.set_identity(identity.load_full()) {
             tracing::error!("the new certificate of this host could not be used: {error}");
+        }
+        if let Some(Err(error)) =
+            peers.as_ref().map(|peers| peers.set_identity(identity.load_full()))
+        {
+            tracing::error!(
+                "the new certificate of this host could not be used for calls: {error}"
+            );
         }
     }
 }

@@ -14,6 +14,7 @@ use bytes::Bytes;
 use kumo_abi::HostId;
 use kumo_abi::cluster::{Card, HostState, Outcome, Role};
 use kumo_fabric::identity::{Gateway, Identity};
+use kumo_fabric::peer::PeerAnswerer;
 use kumo_fabric::pki::Authority;
 use kumo_fabric::{Answerer, Answering, Ask, Fabric, FabricConfig, Part};
 
@@ -45,6 +46,19 @@ impl Answerer for Parrot {
     fn merge(&self, _request: &[u8], parts: Vec<Bytes>) -> Result<Bytes, String> {
         Ok(parts.concat().into())
     }
+}
+
+/// Answers other nodes with what they said.
+struct Echo;
+
+impl PeerAnswerer for Echo {
+    fn answer(&self, from: HostId, request: Bytes) -> Answering {
+        Box::pin(
+            async move { Ok(format!("{from} said {}", String::from_utf8_lossy(&request)).into()) },
+        )
+    }
+
+    fn note(&self, _from: HostId, _note: Bytes) {}
 }
 
 fn id(name: &str) -> HostId {
@@ -89,6 +103,8 @@ impl World {
         let mut identity =
             Identity::issue(&self.authority, &host, role, now_ms()).expect("an identity");
         identity.listen = listen.map(|address| address.parse().expect("an address"));
+        let calls = own_address();
+        identity.call_listen = Some(calls.parse().expect("an address"));
         identity.gateways = self.gateways.clone();
         identity.gateways.retain(|gateway| gateway.host != host);
         let addresses = self.gateways.iter().find(|gateway| gateway.host == host);
@@ -99,11 +115,12 @@ impl World {
             architecture: "x86_64".to_owned(),
             cpus: 2,
             memory: 1 << 30,
+            call_addresses: vec![calls],
             addresses: addresses.map(|known| known.addresses.clone()).unwrap_or_default(),
             labels: BTreeMap::new(),
         };
         let run_dir = self.dir(&host);
-        let config = FabricConfig { identity, state_dir: None, run_dir, card };
+        let config = FabricConfig { identity, state_dir: None, run_dir, card, calls: true };
         Fabric::open(config, Arc::new(Parrot(host))).await.expect("a fabric")
     }
 
@@ -213,6 +230,14 @@ async fn hosts_of_two_data_centres_are_one_cluster() {
     assert_eq!(names.len(), 7, "{outcomes:?}");
     assert!(matches!(outcomes["tokyo/b"], Outcome::Silent { .. }), "{outcomes:?}");
 
+    // They ask each other where their cards say, and gateways hear of it nothing.
+    all[4].peers().expect("it has calls").answer_by(Arc::new(Echo));
+    let asked = all[7].peers().expect("it has calls");
+    let host = all[4].identity().host.clone();
+    let answer = asked.request(&host, Bytes::from("hello"), WAIT_MAX).await;
+    assert_eq!(answer, Ok(Bytes::from("osaka/b said hello")));
+    assert!(asked.linked().contains(&host));
+
     // What one writes all read.
     all[4].store().put("setting/x", b"1".to_vec()).expect("in memory");
     until(&all, "the setting is everywhere", |node| {
@@ -286,12 +311,14 @@ async fn an_evicted_host_is_cut_at_once_and_stays_out() {
     let gateway = world.gateway("tokyo/gw-1").await;
     let member = world.member("tokyo/a").await;
     until(&[&gateway, &member], "they see each other", |node| sees(node, 2)).await;
+    let linked = |node: &Fabric| !node.peers().expect("it has calls").linked().is_empty();
+    until(&[&gateway, &member], "the member keeps a link for calls", linked).await;
     // Its certificate is remembered where it was issued; here the test stands for that.
     let peer = member.identity().peer().expect("a certificate");
     kumo_fabric::join::registry::record(gateway.store(), &peer).expect("in memory");
     assert_eq!(gateway.evict(&id("tokyo/a")).await.expect("a known host"), 1);
     until(&[&gateway], "it is gone", |node| {
-        node.links().is_empty() && state(node, "tokyo/a").is_none()
+        node.links().is_empty() && state(node, "tokyo/a").is_none() && !linked(node)
     })
     .await;
     until(&[&member], "it is cut off", |node| {

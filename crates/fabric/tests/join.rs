@@ -463,6 +463,8 @@ fn join_ask(name: &str, role: Role) -> JoinAsk {
         replace: false,
         listen,
         advertise: listen.iter().map(SocketAddr::to_string).collect(),
+        call_listen: None,
+        call_advertise: Vec::new(),
     }
 }
 

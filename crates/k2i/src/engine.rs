@@ -4,9 +4,11 @@
 //! that began after the question: a thousand questions at once cost two scans. A table never changes;
 //! an answer keeps the one it was made from until its last byte is written.
 
+use std::collections::BTreeMap;
+use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
@@ -97,6 +99,22 @@ pub enum Format {
     NdJson,
 }
 
+/// For processes, by number, what call they wait for, in words.
+pub type BlockedOn = BTreeMap<u32, String>;
+
+/// Who says what processes wait for.
+type SaysBlockedOn = dyn Fn() -> BlockedOn + Send + Sync;
+
+/// Where that is asked, once somebody says it.
+#[derive(Default)]
+struct Blocked(OnceLock<Box<SaysBlockedOn>>);
+
+impl fmt::Debug for Blocked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Blocked").field(&self.0.get().is_some()).finish()
+    }
+}
+
 /// The process table of this host, ready to be asked. Shared by reference; it blocks while it scans.
 #[derive(Debug)]
 pub struct Engine {
@@ -112,6 +130,7 @@ pub struct Engine {
     host: Arc<str>,
     boot_id: String,
     memory_bytes: u64,
+    blocked: Blocked,
     opened: Instant,
     /// When somebody last asked, milliseconds after `opened`.
     asked_ms: AtomicU64,
@@ -214,6 +233,7 @@ impl Engine {
             host: config.host.as_str().into(),
             boot_id: boot_id.map_err(OpenError::Proc)?.trim().to_owned(),
             memory_bytes: system.totalram as u64 * u64::from(system.mem_unit),
+            blocked: Blocked::default(),
             opened: Instant::now(),
             asked_ms: AtomicU64::new(0),
             config,
@@ -437,6 +457,12 @@ impl Engine {
         Ok(Arc::new(clock.table(scanner.generation, collector, rows, parts, percents)))
     }
 
+    /// From now on the column `blocked_on` shows what `says` says when a question reads that column: a
+    /// little later than the rows were read. Who comes second is not asked.
+    pub fn show_blocked_on(&self, says: impl Fn() -> BlockedOn + Send + Sync + 'static) {
+        let _ = self.blocked.0.set(Box::new(says));
+    }
+
     fn context(&self, table: Arc<Table>, columns: &[usize]) -> Context {
         let reads = |wanted: &[Column]| wanted.iter().any(|c| columns.contains(&c.index()));
         // Rows that were read without their ids are completed later: the names of all ids are rare
@@ -451,8 +477,13 @@ impl Engine {
         } else {
             Arc::default()
         };
+        let blocked_on = match self.blocked.0.get() {
+            Some(says) if reads(&[Column::BlockedOn]) => Arc::new(says()),
+            _ => Arc::default(),
+        };
         Context {
             table,
+            blocked_on,
             dc: self.dc.clone(),
             host: self.host.clone(),
             users,

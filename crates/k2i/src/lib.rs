@@ -19,7 +19,7 @@ mod table;
 
 pub use collect::{CollectorChoice, CollectorKind, Rung};
 pub use encode::escaped_json;
-pub use engine::{Answer, AskError, Engine, EngineConfig, Format, OpenError, Question};
+pub use engine::{Answer, AskError, BlockedOn, Engine, EngineConfig, Format, OpenError, Question};
 pub use http::chain;
 pub use row::rfc3339;
 pub use table::{CommandLine, Parts, Process, Table};

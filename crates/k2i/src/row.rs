@@ -8,6 +8,7 @@ use kumo_abi::Value;
 use kumo_abi::proc::Column;
 
 use crate::cgroup::{self, Placement};
+use crate::engine::BlockedOn;
 use crate::table::{Parts, Process, Table};
 
 /// Names of ids.
@@ -21,6 +22,8 @@ pub(crate) struct Context {
     pub(crate) host: Arc<str>,
     pub(crate) users: Arc<Names>,
     pub(crate) groups: Arc<Names>,
+    /// What processes wait for, as the node says.
+    pub(crate) blocked_on: Arc<BlockedOn>,
     /// All memory of the host, bytes.
     pub(crate) memory_bytes: u64,
 }
@@ -61,7 +64,8 @@ pub(crate) fn parts(column: Column) -> Parts {
         | C::Cminflt
         | C::Cmajflt
         | C::Vsize
-        | C::Comm => Parts::NONE,
+        | C::Comm
+        | C::BlockedOn => Parts::NONE,
         C::User | C::Euid | C::Group | C::Egid => Parts::OWNER,
         C::Stat => Parts::LOCKED,
         C::Ruser
@@ -210,6 +214,10 @@ pub(crate) fn value<'a>(
         C::Exe => late(row, |late| late.exe.as_deref()),
         C::Cwd => late(row, |late| late.cwd.as_deref()),
         C::Root => late(row, |late| late.root.as_deref()),
+        C::BlockedOn => {
+            let on = u32::try_from(row.pid).ok().and_then(|pid| context.blocked_on.get(&pid));
+            on.map_or(Value::Null, |on| Value::text(on.as_str()))
+        }
         C::Wchan => late(row, |late| late.wchan.as_deref()),
         C::OomScore => {
             let score = row.late.as_ref().and_then(|late| late.oom_score);

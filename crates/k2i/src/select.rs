@@ -347,6 +347,7 @@ mod tests {
         let users: Names =
             [(0, "root"), (33, "www")].map(|(id, name)| (id, Arc::from(name))).into();
         let context = Context {
+            blocked_on: Arc::default(),
             table: Arc::new(table),
             dc: "dc".into(),
             host: "host".into(),

@@ -85,10 +85,13 @@ pub fn found(
     let host = HostId { dc: dc.clone(), host: host_name(host)? };
     let (listen, advertise) = about.addresses()?;
     check_listen(listen)?;
+    let calls = about.calls.port();
     let made = Identity::issue(authority, &host, Role::Gateway, wall_ms());
     let identity = Identity {
         listen: Some(listen),
         advertise,
+        call_listen: calls.listen,
+        call_advertise: calls.advertise,
         labels: about.labels()?,
         ..made.map_err(MembershipError::Authority)?
     };
@@ -96,7 +99,7 @@ pub fn found(
     Ok(identity)
 }
 
-/// Says where a gateway listens and where its files are.
+/// Says where a host listens and where its files are.
 ///
 /// # Errors
 /// As [`Output::line`].
@@ -104,6 +107,15 @@ pub fn say_where(identity: &Identity, place: &Place, out: &mut Output) -> Result
     if let Some(listen) = identity.listen {
         let reached = identity.advertise.join(", ");
         out.line(format_args!("  listens for other hosts on {listen}, reached at {reached}"))?;
+    }
+    if let Some(listen) = identity.call_listen {
+        let reached = identity.call_advertise.join(", ");
+        let reached = if reached.is_empty() {
+            "through gateways".to_owned()
+        } else {
+            format!("at {reached}")
+        };
+        out.line(format_args!("  listens for calls on {listen}, reached {reached}"))?;
     }
     let dir = place.fabric_dir();
     let dir = crate::text::visible(&dir.to_string_lossy()).into_owned();

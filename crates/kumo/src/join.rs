@@ -71,6 +71,7 @@ pub fn run(args: &Join, out: &mut Output) -> Result<Exit, CommandError> {
     } else {
         (Role::Member, None, Vec::new())
     };
+    let calls = args.about.calls.port();
     let ask = JoinAsk {
         dc: args.dc.clone(),
         host: host_name(args.host.as_ref())?,
@@ -79,6 +80,8 @@ pub fn run(args: &Join, out: &mut Output) -> Result<Exit, CommandError> {
         replace: args.replace,
         listen,
         advertise,
+        call_listen: calls.listen,
+        call_advertise: calls.advertise,
     };
     let joined = join(&token, ask, args)?;
     for tried in &joined.tried {

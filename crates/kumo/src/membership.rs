@@ -7,16 +7,20 @@ use std::fmt;
 use std::io::{self, IsTerminal as _};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use kumo_abi::{HostId, HostName, NameError};
-use kumo_fabric::identity::{FABRIC_PORT_DEFAULT, Identity, IdentityError, check_address, label};
+use kumo_fabric::identity::{
+    FABRIC_PORT_DEFAULT, GATEWAY_ADDRESSES_MAX, Identity, IdentityError, check_address, label,
+};
 use kumo_fabric::join::JoinError;
+use kumo_fabric::peer::CALL_PORT_DEFAULT;
 use kumo_fabric::pki::AuthorityError;
 use kumo_fabric::sealed::SealedError;
 use kumo_fabric::token::ADDRESSES_MAX;
-use kumo_node::{Dirs, default_dirs, socket_path};
+use kumo_node::{CallPort, Dirs, default_dirs, socket_path};
 use nix::ifaddrs::getifaddrs;
 use nix::net::if_::InterfaceFlags;
 use nix::sys::socket::SockaddrStorage;
@@ -290,6 +294,8 @@ pub struct About {
     /// host's interfaces
     #[arg(long, value_name = "HOST:PORT", value_parser = address)]
     pub advertise: Vec<String>,
+    #[command(flatten)]
+    pub calls: Calls,
     /// Say something about this host, to choose hosts by: rack=3
     #[arg(long, value_name = "KEY=VALUE", value_parser = label)]
     pub label: Vec<(String, String)>,
@@ -335,6 +341,61 @@ impl About {
         }
         advertise.truncate(ADDRESSES_MAX);
         Ok((listen, advertise))
+    }
+}
+
+/// Where a host listens for calls.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct Calls {
+    /// Where this host listens for calls of programs on other hosts, or none: then they come through
+    /// gateways [default: 0.0.0.0:7082]
+    #[arg(long, value_name = "IP:PORT|none")]
+    call_listen: Option<CallListen>,
+    /// Where others reach this host for calls, the best address first; by default the addresses of its
+    /// interfaces
+    #[arg(long, value_name = "HOST:PORT", value_parser = address)]
+    call_advertise: Vec<String>,
+}
+
+/// Where to listen for calls, as it is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct CallListen(Option<SocketAddr>);
+
+impl FromStr for CallListen {
+    type Err = String;
+    fn from_str(text: &str) -> Result<CallListen, String> {
+        if text == "none" {
+            return Ok(CallListen(None));
+        }
+        match text.parse::<SocketAddr>() {
+            Ok(address) if address.port() == 0 => {
+                Err("others must know the port; give one that is not 0".to_owned())
+            }
+            Ok(address) => Ok(CallListen(Some(address))),
+            Err(_) => Err("write an address and a port, as in 192.0.2.7:7082, or none".to_owned()),
+        }
+    }
+}
+
+impl Calls {
+    /// Where the host listens for calls, and where others reach it. That they cannot stops nobody: calls
+    /// come through gateways then.
+    pub fn port(&self) -> CallPort {
+        let anywhere = SocketAddr::from(([0, 0, 0, 0], CALL_PORT_DEFAULT));
+        let Some(listen) = self.call_listen.unwrap_or(CallListen(Some(anywhere))).0 else {
+            return CallPort { listen: None, advertise: Vec::new() };
+        };
+        let mut advertise = self.call_advertise.clone();
+        if advertise.is_empty() {
+            advertise = reached_at(listen, &interface_addresses().unwrap_or_default());
+        }
+        advertise.truncate(GATEWAY_ADDRESSES_MAX);
+        CallPort { listen: Some(listen), advertise }
+    }
+
+    /// The same, if anything was said about it.
+    pub fn given(&self) -> Option<CallPort> {
+        (self.call_listen.is_some() || !self.call_advertise.is_empty()).then(|| self.port())
     }
 }
 
@@ -460,6 +521,25 @@ mod tests {
         {
             assert!(span(text).is_err(), "for {text}");
         }
+    }
+
+    #[test]
+    fn where_a_host_listens_for_calls() {
+        let at = |text: &str| text.parse().map(|CallListen(listen)| listen);
+        assert_eq!(at("none"), Ok(None));
+        assert_eq!(at("192.0.2.7:7082"), Ok(Some(([192, 0, 2, 7], 7082).into())));
+        for bad in ["", "7082", "192.0.2.7", "192.0.2.7:0", "None", "web-1:7082"] {
+            assert!(at(bad).is_err(), "for {bad}");
+        }
+        let calls =
+            Calls { call_listen: at("127.0.0.1:5").ok().map(CallListen), ..Calls::default() };
+        let port = calls.given().expect("something was said");
+        assert_eq!(port.advertise, ["127.0.0.1:5"], "as it was told");
+        let none = Calls { call_listen: Some(CallListen(None)), ..Calls::default() };
+        assert_eq!(none.port(), CallPort { listen: None, advertise: Vec::new() });
+        assert_eq!(Calls::default().given(), None);
+        let anywhere = Calls::default().port().listen;
+        assert_eq!(anywhere, Some(([0, 0, 0, 0], CALL_PORT_DEFAULT).into()));
     }
 
     #[test]

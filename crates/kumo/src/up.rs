@@ -16,6 +16,7 @@ use kumo_node::{
 use tracing_subscriber::EnvFilter;
 
 use crate::exit::Exit;
+use crate::membership::Calls;
 use crate::output::Output;
 use crate::text;
 use crate::units;
@@ -51,6 +52,8 @@ pub struct Up {
     /// The socket for the other subcommands; by default /run/kumo, or `$XDG_RUNTIME_DIR/kumo` for users
     #[arg(long, value_name = "DIR")]
     run_dir: Option<PathBuf>,
+    #[command(flatten)]
+    calls: Calls,
     #[command(flatten)]
     serve: ServeOptions,
     /// What to log on standard error: error, warn, info, debug, or a filter such as k2i=debug; warn
@@ -264,6 +267,7 @@ fn config(args: &Up) -> NodeConfig {
         collector: args.serve.engine().collector,
         dc: args.serve.dc.clone(),
         host: args.serve.host.clone(),
+        calls: args.calls.given(),
     }
 }
 

@@ -59,10 +59,16 @@ impl Context {
 
     /// The context of a call at the root, with a budget for all that is done in it.
     pub fn root(budget: Duration) -> Context {
+        Context::traced(random_root(), 0, budget)
+    }
+
+    /// The context of a call that somebody outside of here wants, within a trace of theirs: `parent` is
+    /// the span that it is part of.
+    pub fn traced(root: RootId, parent: u64, budget: Duration) -> Context {
         let budget_ns = u64::try_from(budget.as_nanos()).unwrap_or(u64::MAX).min(BUDGET_NS_MAX);
         Context::new(Inner {
-            root: random_root(),
-            call: 0,
+            root,
+            call: parent,
             hop: 0,
             priority: 0,
             deadline_ns: now_ns().saturating_add(budget_ns),

@@ -76,6 +76,17 @@ pub struct NodeConfig {
     pub dc: Option<String>,
     /// Name of this host, likewise; else the kernel's.
     pub host: Option<String>,
+    /// Where it listens for calls of other hosts, instead of what its identity says.
+    pub calls: Option<CallPort>,
+}
+
+/// Where a node listens for calls of other hosts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CallPort {
+    /// `None` where calls come through gateways only.
+    pub listen: Option<SocketAddr>,
+    /// Where others reach it, the best address first.
+    pub advertise: Vec<String>,
 }
 
 /// Why a node did not start. Nothing of it runs.
@@ -238,7 +249,8 @@ impl Node {
         })?);
         // One for what others ask, too: nobody's questions keep those of another from their answers.
         let [open, local, others] = [(); 3].map(|()| Api::new(Arc::clone(&engine)));
-        let runtime = runtime(3).map_err(StartError::Runtime)?;
+        // And calls that come over HTTP have a thread each.
+        let runtime = runtime(4).map_err(StartError::Runtime)?;
         let (stop, stopping) = watch::channel(false);
         let (reopen, _) = watch::channel(false);
         let started = Instant::now();
@@ -256,12 +268,17 @@ impl Node {
         let url = open_bound.url().to_owned();
         let web = match identity {
             None => Web::lone(me, card(None), started, Arc::clone(&answerer)),
-            Some(identity) => {
+            Some(mut identity) => {
+                if let Some(calls) = &config.calls {
+                    identity.call_listen = calls.listen;
+                    identity.call_advertise.clone_from(&calls.advertise);
+                }
                 let config = FabricConfig {
                     card: card(Some(&identity)),
                     identity,
                     state_dir: Some(fabric_dir),
                     run_dir: config.dirs.run.join(FABRIC_DIR),
+                    calls: true,
                 };
                 let answerer = Arc::clone(&answerer);
                 Web::Many(runtime.block_on(Fabric::open(config, answerer))?)
@@ -272,9 +289,13 @@ impl Node {
             path: config.dirs.run.join(CALLS_SOCKET),
             source,
         })?;
+        let waiting = Arc::clone(calls.shared());
+        engine.show_blocked_on(move || waiting.blocked_on());
+        let run_dir: Arc<Path> = config.dirs.run.as_path().into();
         let shared = || {
             let calls = Arc::clone(calls.shared());
-            api::Shared::new(web.clone(), calls, stopping.clone(), reopen.clone())
+            let run_dir = Arc::clone(&run_dir);
+            api::Shared::new(web.clone(), calls, run_dir, stopping.clone(), reopen.clone())
         };
         answerer.open(router_with(others, api::own_routes(shared())));
         let apis = [open, local];

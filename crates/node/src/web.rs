@@ -183,6 +183,7 @@ pub(crate) fn card(identity: Option<&Identity>) -> Card {
         cpus: cpus.lines().filter(is_cpu).count() as u32,
         memory: k2i::host::read_memory().map_or(0, |memory| memory.total),
         addresses: identity.map(|identity| identity.advertise.clone()).unwrap_or_default(),
+        call_addresses: identity.map(|it| it.call_advertise.clone()).unwrap_or_default(),
         labels: identity.map(|identity| identity.labels.clone()).unwrap_or_default(),
     }
 }

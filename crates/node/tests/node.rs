@@ -24,6 +24,7 @@ fn config(state: &Path, run: &Path) -> NodeConfig {
         collector: CollectorChoice::Only(CollectorKind::Proc),
         dc: Some("tokyo".to_owned()),
         host: Some("web-1".to_owned()),
+        calls: None,
     }
 }
 

@@ -61,6 +61,10 @@ pub struct JoinAsk {
     pub listen: Option<SocketAddr>,
     /// Where others will reach it, if it is a gateway.
     pub advertise: Vec<String>,
+    /// Where it will listen for calls, if it does.
+    pub call_listen: Option<SocketAddr>,
+    /// Where others will reach it for calls.
+    pub call_advertise: Vec<String>,
 }
 
 /// How joining went.
@@ -274,8 +278,14 @@ pub async fn join_and_tell(
     };
     let (done, tried) = ask_all(&token.addresses, &token.cluster, ask_one, tell).await?;
     let (identity, authority, by) = done;
-    let identity =
-        Identity { listen: ask.listen, advertise: ask.advertise, labels: ask.labels, ..identity };
+    let identity = Identity {
+        listen: ask.listen,
+        advertise: ask.advertise,
+        call_listen: ask.call_listen,
+        call_advertise: ask.call_advertise,
+        labels: ask.labels,
+        ..identity
+    };
     identity.save(dir, authority.as_ref())?;
     Ok(Joined { identity, by, tried })
 }
@@ -494,6 +504,8 @@ fn accept(
         key: key.clone_key(),
         listen: None,
         advertise: Vec::new(),
+        call_listen: None,
+        call_advertise: Vec::new(),
         gateways: others.collect(),
         labels: BTreeMap::new(),
     };

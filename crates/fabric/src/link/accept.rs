@@ -7,12 +7,11 @@ use std::time::Duration;
 use rustls::server::Acceptor;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream, UnixStream};
-use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use super::limits::Admission;
+use super::gate::Pass;
 use super::socket::Tcp;
 use super::tls::{ALPN_FABRIC, HandshakeError, explained, peer_of, why};
 use super::{HANDSHAKE_MAX, Shared, Welcome, run};
@@ -39,46 +38,19 @@ pub(super) async fn accept(shared: Arc<Shared>, listener: TcpListener) {
 /// Begins a handshake, if there is room for it.
 fn begin(shared: &Arc<Shared>, stream: TcpStream, from: SocketAddr) {
     let from = SocketAddr::new(from.ip().to_canonical(), from.port());
-    let admission = shared.handshakes().half_open.admit(from.ip(), shared.now_ms());
-    let ticket = match admission {
-        Admission::Go(ticket) => ticket,
-        Admission::Instead { ticket, of } => {
-            let slow = shared.handshakes().tasks.remove(&of);
-            slow.inspect(AbortHandle::abort);
-            ticket
-        }
-        Admission::Full => {
-            let whom = from.ip();
-            shared.say(&whom.to_string(), format_args!("{whom} was refused: too many handshakes"));
-            return;
-        }
+    let Some(half_open) = shared.gate.admit(from.ip()) else {
+        let whom = from.ip();
+        shared.say(&whom.to_string(), format_args!("{whom} was refused: too many handshakes"));
+        return;
     };
-    let half_open = HalfOpenGuard { shared: Arc::clone(shared), ticket };
-    let task = shared.spawn(serve(Arc::clone(shared), stream, from, half_open));
-    let mut handshakes = shared.handshakes();
-    if let Some(task) = task
-        && handshakes.half_open.contains(ticket)
-    {
-        handshakes.tasks.insert(ticket, task);
-    }
-}
-
-/// A handshake that counts until this is dropped.
-struct HalfOpenGuard {
-    shared: Arc<Shared>,
-    ticket: u64,
-}
-
-impl Drop for HalfOpenGuard {
-    fn drop(&mut self) {
-        let mut handshakes = self.shared.handshakes();
-        handshakes.half_open.done(self.ticket);
-        handshakes.tasks.remove(&self.ticket);
+    let ticket = half_open.ticket();
+    if let Some(task) = shared.spawn(serve(Arc::clone(shared), stream, from, half_open)) {
+        shared.gate.runs(ticket, task);
     }
 }
 
 /// One connection, from its first byte to its end.
-async fn serve(shared: Arc<Shared>, stream: TcpStream, from: SocketAddr, half_open: HalfOpenGuard) {
+async fn serve(shared: Arc<Shared>, stream: TcpStream, from: SocketAddr, half_open: Pass) {
     let Ok(tcp) = Tcp::new(stream) else { return }; // It is gone already.
     let opening = timeout(HANDSHAKE_MAX, open(&shared, tcp.clone(), from));
     let Some(opened) = shared.unless_closing(opening).await else { return };

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use kumo_abi::HostId;
 use kumo_abi::cluster::Role;
+use kumo_pki::trust::Wanted;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UnixListener, UnixStream};
@@ -46,7 +47,7 @@ const DIALS_MAX: usize = 4;
 
 /// Names that are looked up at once, over all gateways. A look-up occupies a thread for as long as the
 /// name service pleases.
-pub(super) const LOOKUPS_MAX: usize = 8;
+pub(crate) const LOOKUPS_MAX: usize = 8;
 
 /// After the kernel could not give us a connection, the next is asked for so much later.
 const ACCEPT_REST: Duration = Duration::from_millis(100);
@@ -198,7 +199,7 @@ pub(super) async fn ask_after(shared: &Arc<Shared>, gateway: &HostId) {
     let known = setup.identity.gateways.iter().find(|known| known.host == *gateway);
     let mut failures = Vec::new();
     for address in known.map(|known| known.addresses.clone()).unwrap_or_default() {
-        let connecting = timeout(CONNECT_MAX, connect(shared, address.clone())).await;
+        let connecting = timeout(CONNECT_MAX, connect(&shared.lookups, address.clone())).await;
         match connecting.unwrap_or(Err(DialError::Silent)) {
             Ok(_) => return,
             Err(why) => failures.push(Failure { address, why }),
@@ -242,28 +243,24 @@ fn tell_failures(shared: &Shared, gateway: &HostId, failures: Option<&Vec<Failur
 
 /// Tells when nothing listens where a gateway was.
 fn tell_refusal(shared: &Shared, gateway: &HostId, failures: &[Failure]) {
-    let is_refused = |failure: &Failure| match &failure.why {
-        DialError::Connect(error) => error.kind() == io::ErrorKind::ConnectionRefused,
-        _ => false,
-    };
     // All of them: a firewall before one address says nothing about the host.
-    if !failures.is_empty() && failures.iter().all(is_refused) {
+    if !failures.is_empty() && failures.iter().all(Failure::is_refused) {
         let end = LinkEnd { peer: gateway.clone(), role: Role::Gateway, how: How::Refused };
         shared.tell(end);
     }
 }
 
-/// An open link, welcomed by the gateway.
-struct Dialed {
-    peer: Peer,
-    address: SocketAddr,
-    tcp: Tcp,
-    stream: TlsStream<Tcp>,
+/// An open link, welcomed by the host at its other end.
+pub(crate) struct Dialed {
+    pub(crate) peer: Peer,
+    pub(crate) address: SocketAddr,
+    pub(crate) tcp: Tcp,
+    pub(crate) stream: TlsStream<Tcp>,
 }
 
 impl Dialed {
     /// Closes what is not needed with a good-bye: without one it would look like a death of this host.
-    async fn close(mut self) {
+    pub(crate) async fn close(mut self) {
         // Whether it arrives: it has a second.
         let _ = timeout(CONNECT_MAX, self.stream.shutdown()).await;
     }
@@ -272,13 +269,20 @@ impl Dialed {
 /// What came of one address.
 #[derive(Debug, thiserror::Error)]
 #[error("{address} {why}")]
-struct Failure {
+pub(crate) struct Failure {
     address: String,
     why: DialError,
 }
 
+impl Failure {
+    /// Whether a kernel answered that nobody listens there.
+    pub(crate) fn is_refused(&self) -> bool {
+        matches!(&self.why, DialError::Connect(error) if error.kind() == io::ErrorKind::ConnectionRefused)
+    }
+}
+
 #[derive(Debug, thiserror::Error)]
-enum DialError {
+pub(crate) enum DialError {
     #[error("has no address that can be found: {0}")]
     Lookup(io::Error),
     #[error("cannot be connected to: {0}")]
@@ -295,14 +299,29 @@ enum DialError {
     Setup(rustls::Error),
 }
 
-/// Tries the addresses of a gateway in their order, the next one when one failed or keeps us waiting.
+/// Dials a gateway.
 ///
 /// # Errors
 /// What came of each address. None at all when the gateway is not known any more.
 async fn dial(shared: &Arc<Shared>, gateway: &HostId) -> Result<Dialed, Vec<Failure>> {
     let setup = shared.setup();
     let known = setup.identity.gateways.iter().find(|known| known.host == *gateway);
-    let mut addresses = known.map(|known| known.addresses.iter()).unwrap_or_default().cloned();
+    let addresses = known.map(|known| known.addresses.clone()).unwrap_or_default();
+    open(&setup, &shared.lookups, addresses, &Wanted::Gateway(gateway.clone()), ALPN_FABRIC).await
+}
+
+/// Tries the addresses of a host in their order, the next one when one failed or keeps us waiting.
+///
+/// # Errors
+/// What came of each address.
+pub(crate) async fn open(
+    setup: &Setup,
+    lookups: &Arc<Semaphore>,
+    addresses: Vec<String>,
+    wanted: &Wanted,
+    alpn: &'static [u8],
+) -> Result<Dialed, Vec<Failure>> {
+    let mut addresses = addresses.into_iter();
     let mut failures = Vec::new();
     let mut connects = JoinSet::new();
     let mut next_at = Instant::now();
@@ -314,7 +333,7 @@ async fn dial(shared: &Arc<Shared>, gateway: &HostId) -> Result<Dialed, Vec<Fail
                 // A task of ours that panicked has said so.
                 let Ok((address, connected)) = connected else { continue };
                 let why = match connected {
-                    Ok((tcp, at)) => match shake(&setup, gateway, tcp, at).await {
+                    Ok((tcp, at)) => match shake(setup, wanted, alpn, tcp, at).await {
                         Ok(dialed) => return Ok(dialed),
                         Err(why) => why,
                     },
@@ -325,10 +344,10 @@ async fn dial(shared: &Arc<Shared>, gateway: &HostId) -> Result<Dialed, Vec<Fail
             }
             () = sleep_until(next_at), if next.is_some() => {
                 let Some(address) = next.take() else { continue };
-                let shared = Arc::clone(shared);
+                let lookups = Arc::clone(lookups);
                 connects.spawn(async move {
-                    let connecting = timeout(CONNECT_MAX, connect(&shared, address.clone()));
-                    (address, connecting.await.unwrap_or(Err(DialError::Silent)))
+                    let connected = connect(&lookups, address.clone()).await;
+                    (address, connected)
                 });
                 next = addresses.next();
                 next_at = Instant::now() + NEXT_ADDRESS_AFTER;
@@ -338,24 +357,33 @@ async fn dial(shared: &Arc<Shared>, gateway: &HostId) -> Result<Dialed, Vec<Fail
     }
 }
 
-async fn connect(shared: &Shared, address: String) -> Result<(TcpStream, SocketAddr), DialError> {
-    let found = match address.parse() {
-        Ok(address) => vec![address],
-        Err(_) => look_up(shared, address).await.map_err(DialError::Lookup)?,
-    };
-    let mut last = io::ErrorKind::NotFound.into();
-    for address in found {
-        match TcpStream::connect(address).await {
-            Ok(stream) => return Ok((stream, address)),
-            Err(error) => last = error,
+/// Connects to an address, or to the first that a name stands for.
+///
+/// # Errors
+/// What came of it, within [`CONNECT_MAX`].
+pub(crate) async fn connect(
+    lookups: &Arc<Semaphore>,
+    address: String,
+) -> Result<(TcpStream, SocketAddr), DialError> {
+    let connecting = async {
+        let found = match address.parse() {
+            Ok(address) => vec![address],
+            Err(_) => look_up(lookups, address).await.map_err(DialError::Lookup)?,
+        };
+        let mut last = io::ErrorKind::NotFound.into();
+        for address in found {
+            match TcpStream::connect(address).await {
+                Ok(stream) => return Ok((stream, address)),
+                Err(error) => last = error,
+            }
         }
-    }
-    Err(DialError::Connect(last))
+        Err(DialError::Connect(last))
+    };
+    timeout(CONNECT_MAX, connecting).await.unwrap_or(Err(DialError::Silent))
 }
 
-async fn look_up(shared: &Shared, address: String) -> io::Result<Vec<SocketAddr>> {
-    let lookups = Arc::clone(&shared.lookups);
-    let place = lookups.acquire_owned().await.map_err(io::Error::other)?;
+async fn look_up(lookups: &Arc<Semaphore>, address: String) -> io::Result<Vec<SocketAddr>> {
+    let place = Arc::clone(lookups).acquire_owned().await.map_err(io::Error::other)?;
     let look = spawn_blocking(move || {
         let _place = place; // Held until the name service has answered, also when nobody waits.
         address.to_socket_addrs().map(Iterator::collect)
@@ -365,13 +393,14 @@ async fn look_up(shared: &Shared, address: String) -> io::Result<Vec<SocketAddr>
 
 async fn shake(
     setup: &Setup,
-    gateway: &HostId,
+    wanted: &Wanted,
+    alpn: &'static [u8],
     stream: TcpStream,
     address: SocketAddr,
 ) -> Result<Dialed, DialError> {
     let shaking = timeout(HANDSHAKE_MAX, async {
         let tcp = Tcp::new(stream).map_err(DialError::Connect)?;
-        let config = setup.client(gateway).map_err(DialError::Setup)?;
+        let config = setup.client(wanted.clone(), alpn).map_err(DialError::Setup)?;
         let name = ServerName::from(address.ip());
         let connecting = TlsConnector::from(config).connect(name, tcp.clone()).into_fallible();
         let stream = match explained(connecting).await {
@@ -381,15 +410,16 @@ async fn shake(
                 return Err(DialError::Handshake(error));
             }
         };
-        welcomed(stream, tcp, address).await
+        welcomed(stream, alpn, tcp, address).await
     });
     shaking.await.unwrap_or(Err(DialError::Handshake(HandshakeError::Slow(HANDSHAKE_MAX))))
 }
 
-/// Waits until the gateway lets us begin. Only here it turns out that it does not accept our
+/// Waits until the other side lets us begin. Only here it turns out that it does not accept our
 /// certificate: in TLS 1.3 the side that dials is done first.
 async fn welcomed(
     mut stream: TlsStream<Tcp>,
+    alpn: &[u8],
     tcp: Tcp,
     address: SocketAddr,
 ) -> Result<Dialed, DialError> {
@@ -398,7 +428,7 @@ async fn welcomed(
         let words = "it named no protocol, or another".to_owned();
         DialError::Handshake(HandshakeError::Protocol(words))
     };
-    if tls.alpn_protocol() != Some(ALPN_FABRIC) {
+    if tls.alpn_protocol() != Some(alpn) {
         return Err(other());
     }
     let peer = peer_of(tls.peer_certificates()).ok_or_else(other)?;

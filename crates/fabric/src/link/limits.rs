@@ -5,17 +5,17 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 
 /// Handshakes at once. One takes about 2 ms of CPU time, so this is a second's work of one core.
-pub(super) const HANDSHAKES_MAX: usize = 512;
+pub(crate) const HANDSHAKES_MAX: usize = 512;
 
 /// Handshakes at once from one address: a data centre behind one address, after its gateway restarted.
-pub(super) const HANDSHAKES_PER_ADDRESS_MAX: usize = 256;
+pub(crate) const HANDSHAKES_PER_ADDRESS_MAX: usize = 256;
 
 /// A handshake older than this makes room for a new one when there is no room. Honest ones are done
 /// earlier, unless this host is overloaded; then it is better to finish what was begun.
-pub(super) const HANDSHAKE_OLD_MS: u64 = 1_000;
+pub(crate) const HANDSHAKE_OLD_MS: u64 = 1_000;
 
 /// The same is said of an address so often at most: a refused host tries again every second.
-pub(super) const SAY_EVERY_MS: u64 = 60_000;
+pub(crate) const SAY_EVERY_MS: u64 = 60_000;
 
 /// Addresses that are remembered for that. Of more nothing is said: there are 2^64 addresses in
 /// everybody's hand.
@@ -23,14 +23,14 @@ const SAID_MAX: usize = 1_024;
 
 /// The connections whose handshake is not done.
 #[derive(Debug, Default)]
-pub(super) struct HalfOpen {
+pub(crate) struct HalfOpen {
     next: u64,
     open: BTreeMap<u64, (IpAddr, u64)>,
 }
 
 /// What becomes of a new connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Admission {
+pub(crate) enum Admission {
     /// It may begin; this is its number.
     Go(u64),
     /// It may begin, and an older one ends for it.
@@ -46,7 +46,7 @@ pub(super) enum Admission {
 
 impl HalfOpen {
     /// A connection came from `address`.
-    pub(super) fn admit(&mut self, address: IpAddr, now_ms: u64) -> Admission {
+    pub(crate) fn admit(&mut self, address: IpAddr, now_ms: u64) -> Admission {
         let of_address = || self.open.iter().filter(|(_, (from, _))| *from == address);
         // Numbers grow with time, so the first is the oldest.
         let oldest = if of_address().count() >= HANDSHAKES_PER_ADDRESS_MAX {
@@ -76,23 +76,23 @@ impl HalfOpen {
     }
 
     /// Whether a handshake is not over.
-    pub(super) fn contains(&self, ticket: u64) -> bool {
+    pub(crate) fn contains(&self, ticket: u64) -> bool {
         self.open.contains_key(&ticket)
     }
 
     /// A handshake is over, one way or the other.
-    pub(super) fn done(&mut self, ticket: u64) {
+    pub(crate) fn done(&mut self, ticket: u64) {
         self.open.remove(&ticket);
     }
 }
 
 /// What was said about whom lately.
 #[derive(Debug, Default)]
-pub(super) struct Said(HashMap<String, u64>);
+pub(crate) struct Said(HashMap<String, u64>);
 
 impl Said {
     /// Whether something may be said about `whom` now; then it counts as said.
-    pub(super) fn may_say(&mut self, whom: &str, now_ms: u64) -> bool {
+    pub(crate) fn may_say(&mut self, whom: &str, now_ms: u64) -> bool {
         let is_recent = |said_ms: &u64| now_ms.saturating_sub(*said_ms) < SAY_EVERY_MS;
         if self.0.get(whom).is_some_and(is_recent) {
             return false;
@@ -108,7 +108,7 @@ impl Said {
     }
 
     /// It can be said again: what was wrong has gone.
-    pub(super) fn forget(&mut self, whom: &str) {
+    pub(crate) fn forget(&mut self, whom: &str) {
         self.0.remove(whom);
     }
 }

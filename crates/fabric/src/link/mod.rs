@@ -18,11 +18,12 @@
 //! knows that its certificate was accepted. All that follows is the control plane's.
 
 mod accept;
-mod dial;
-mod limits;
-mod socket;
+pub(crate) mod dial;
+pub(crate) mod gate;
+pub(crate) mod limits;
+pub(crate) mod socket;
 mod splice;
-mod tls;
+pub(crate) mod tls;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::convert::Infallible;
@@ -39,6 +40,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use arc_swap::ArcSwap;
 use kumo_abi::HostId;
 use kumo_abi::cluster::{LinkReport, Role, Unreached};
+use kumo_pki::Evicted;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
@@ -50,10 +52,11 @@ use tokio::time::{sleep, timeout};
 use crate::identity::Identity;
 use crate::join::JoinDesk;
 use crate::pki::{KeyId, Peer};
-use limits::{HalfOpen, Said};
+use gate::Gate;
+use limits::Said;
 use socket::Tcp;
 use splice::{Ended, Splice, Traffic};
-use tls::{Evicted, Setup};
+use tls::Setup;
 
 /// Links that others may open to this host: all hosts of its data centre, and all other gateways.
 pub const LINKS_MAX: usize = 2_000;
@@ -65,7 +68,7 @@ const DOORS_SPARE: usize = 8;
 
 /// How long a handshake may take, up to the welcome: five round trips around the world on a host that is
 /// busy.
-const HANDSHAKE_MAX: Duration = Duration::from_secs(5);
+pub(crate) const HANDSHAKE_MAX: Duration = Duration::from_secs(5);
 
 /// Who asks for a certificate at once and has none: more than the desk talks with, for it refuses the
 /// rest in words.
@@ -157,7 +160,7 @@ pub struct LinkEnd {
 
 /// What the side that was dialed says first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Welcome {
+pub(crate) enum Welcome {
     /// The link is open.
     Come,
     /// There are too many.
@@ -169,7 +172,7 @@ enum Welcome {
 impl Welcome {
     const ALL: [Welcome; 3] = [Welcome::Come, Welcome::Busy, Welcome::NotReady];
 
-    fn code(self) -> u8 {
+    pub(crate) fn code(self) -> u8 {
         match self {
             Welcome::Come => 0,
             Welcome::Busy => 1,
@@ -229,7 +232,7 @@ impl Links {
             lost: Mutex::default(),
             said: Mutex::default(),
             unreached: Mutex::default(),
-            handshakes: Mutex::default(),
+            gate: Gate::new(),
             joins: Semaphore::new(JOINS_MAX),
             renewals: Semaphore::new(RENEWALS_MAX),
             lookups: Arc::new(Semaphore::new(dial::LOOKUPS_MAX)),
@@ -409,7 +412,7 @@ fn prepare(dir: &Path) -> Result<(), LinkError> {
 }
 
 /// Data under a lock stays right when a thread panics: nothing is done under these that can.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -461,12 +464,6 @@ struct Doors {
     open: Vec<Door>,
 }
 
-#[derive(Default)]
-struct Handshakes {
-    half_open: HalfOpen,
-    tasks: HashMap<u64, AbortHandle>,
-}
-
 /// What the tasks of all links share.
 struct Shared {
     setup: ArcSwap<Setup>,
@@ -484,7 +481,7 @@ struct Shared {
     said: Mutex<Said>,
     /// Why each gateway that could not be dialed when it last was could not; no more than are known.
     unreached: Mutex<BTreeMap<HostId, String>>,
-    handshakes: Mutex<Handshakes>,
+    gate: Arc<Gate>,
     joins: Semaphore,
     renewals: Semaphore,
     lookups: Arc<Semaphore>,
@@ -499,10 +496,6 @@ struct Shared {
 impl Shared {
     fn setup(&self) -> Arc<Setup> {
         self.setup.load_full()
-    }
-
-    fn handshakes(&self) -> MutexGuard<'_, Handshakes> {
-        lock(&self.handshakes)
     }
 
     fn now_ms(&self) -> u64 {
@@ -755,7 +748,7 @@ where
 }
 
 /// Returns when the wall clock shows `at_ms`, milliseconds since the Unix epoch.
-async fn expiry(at_ms: u64) {
+pub(crate) async fn expiry(at_ms: u64) {
     loop {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let left = Duration::from_millis(at_ms).saturating_sub(now);

@@ -2,6 +2,7 @@
 //! round trip and cuts it.
 
 use std::io::{self, IoSlice};
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -35,40 +36,83 @@ const REFUSED_READ_BYTES_MAX: u64 = 64 * 1024;
 
 /// A TCP connection that several hold.
 #[derive(Clone, Debug)]
-pub(super) struct Tcp(Arc<TcpStream>);
+pub(crate) struct Tcp(Arc<TcpStream>);
+
+/// Sets what every connection to another host needs: no delay, probes, and an end when nothing is
+/// acknowledged.
+///
+/// # Errors
+/// What the kernel says.
+pub(crate) fn prepare(stream: &TcpStream) -> io::Result<()> {
+    sockopt::set_tcp_nodelay(stream, true)?;
+    sockopt::set_socket_keepalive(stream, true)?;
+    sockopt::set_tcp_keepidle(stream, KEEPALIVE_IDLE)?;
+    sockopt::set_tcp_keepintvl(stream, KEEPALIVE_INTERVAL)?;
+    sockopt::set_tcp_keepcnt(stream, KEEPALIVE_PROBES)?;
+    sockopt::set_tcp_user_timeout(stream, UNACKNOWLEDGED_MS_MAX)?;
+    Ok(())
+}
 
 impl Tcp {
     /// Sets what every link needs: no delay, probes, and an end when nothing is acknowledged.
     ///
     /// # Errors
     /// What the kernel says; the connection is closed.
-    pub(super) fn new(stream: TcpStream) -> io::Result<Tcp> {
-        sockopt::set_tcp_nodelay(&stream, true)?;
-        sockopt::set_socket_keepalive(&stream, true)?;
-        sockopt::set_tcp_keepidle(&stream, KEEPALIVE_IDLE)?;
-        sockopt::set_tcp_keepintvl(&stream, KEEPALIVE_INTERVAL)?;
-        sockopt::set_tcp_keepcnt(&stream, KEEPALIVE_PROBES)?;
-        sockopt::set_tcp_user_timeout(&stream, UNACKNOWLEDGED_MS_MAX)?;
+    pub(crate) fn new(stream: TcpStream) -> io::Result<Tcp> {
+        prepare(&stream)?;
         Ok(Tcp(Arc::new(stream)))
     }
 
+    /// The same connection, for who does not read from it.
+    ///
+    /// # Errors
+    /// No descriptors are left.
+    pub(crate) fn held(&self) -> io::Result<Held> {
+        Ok(Held(self.0.as_fd().try_clone_to_owned()?))
+    }
+
+    /// The same connection, served by the runtime that this is called in.
+    ///
+    /// # Errors
+    /// No descriptors are left.
+    pub(crate) fn rehomed(&self) -> io::Result<Tcp> {
+        let descriptor = self.0.as_fd().try_clone_to_owned()?;
+        Ok(Tcp(Arc::new(TcpStream::from_std(descriptor.into())?)))
+    }
+
     /// Nothing passes any more, in either direction, from now on.
-    pub(super) fn cut(&self) {
+    pub(crate) fn cut(&self) {
         let _ = shutdown(&*self.0, Shutdown::Both); // Else it is closed already.
     }
 
     /// Smoothed round trip in microseconds; 0 when the kernel does not know.
-    pub(super) fn rtt_us(&self) -> u32 {
+    pub(crate) fn rtt_us(&self) -> u32 {
         kumo_sys::tcp_rtt_us(&*self.0).unwrap_or(0)
     }
 
     /// Closes a connection that was refused, so that the reason arrives.
-    pub(super) async fn close_refused(mut self) {
+    pub(crate) async fn close_refused(mut self) {
         let _ = shutdown(&*self.0, Shutdown::Write);
         let mut rest = (&mut self).take(REFUSED_READ_BYTES_MAX);
         let mut nowhere = tokio::io::sink();
         let read = tokio::io::copy(&mut rest, &mut nowhere);
         let _ = timeout(REFUSED_READ_MAX, read).await; // Whatever comes, it is closed.
+    }
+}
+
+/// A TCP connection that others serve: no runtime is woken for this descriptor of it.
+#[derive(Debug)]
+pub(crate) struct Held(OwnedFd);
+
+impl Held {
+    /// As [`Tcp::cut`].
+    pub(crate) fn cut(&self) {
+        let _ = shutdown(&self.0, Shutdown::Both); // Else it is closed already.
+    }
+
+    /// As [`Tcp::rtt_us`].
+    pub(crate) fn rtt_us(&self) -> u32 {
+        kumo_sys::tcp_rtt_us(&self.0).unwrap_or(0)
     }
 }
 

@@ -94,6 +94,8 @@ pub(crate) fn identity_at(authority: &Authority, host: &str, role: Role, at_ms: 
         key,
         listen: (role == Role::Gateway).then(|| SocketAddr::from(([127, 0, 0, 1], 0))),
         advertise: Vec::new(),
+        call_listen: None,
+        call_advertise: Vec::new(),
         gateways: Vec::new(),
         labels: BTreeMap::new(),
         host,

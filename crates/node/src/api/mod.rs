@@ -7,11 +7,13 @@ mod admin;
 mod all;
 mod body;
 mod calls;
+mod gateway;
 mod gather;
 mod hosts;
 mod one;
 mod scope;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -46,6 +48,8 @@ type Reply = Result<Response, Refused>;
 pub(crate) struct Shared {
     pub(crate) web: Web,
     calls: Arc<Calls>,
+    gateway: gateway::Gateway,
+    run_dir: Arc<Path>,
     places: Arc<Semaphore>,
     /// Says when the node stops: streams end then.
     stopping: watch::Receiver<bool>,
@@ -57,11 +61,13 @@ impl Shared {
     pub(crate) fn new(
         web: Web,
         calls: Arc<Calls>,
+        run_dir: Arc<Path>,
         stopping: watch::Receiver<bool>,
         reopen: Reopen,
     ) -> Shared {
         let places = Arc::new(Semaphore::new(GATHERS_MAX));
-        Shared { web, calls, places, stopping, reopen }
+        let gateway = gateway::Gateway::new();
+        Shared { web, calls, gateway, run_dir, places, stopping, reopen }
     }
 }
 
@@ -73,7 +79,7 @@ pub(crate) fn own_routes(shared: Shared) -> Router {
 /// Routes that ask others, or change what the node is.
 pub(crate) fn wide_routes(shared: Shared) -> Router {
     let asking = all::routes().merge(one::routes()).route_layer(from_fn(near));
-    let local = admin::routes().merge(calls::local_routes());
+    let local = admin::routes().merge(calls::local_routes()).merge(gateway::routes());
     asking.merge(hosts::stream()).merge(local).with_state(shared)
 }
 
@@ -133,7 +139,8 @@ mod tests {
         let web = Web::lone(me, card(None), Instant::now(), answerer);
         let (_stop, stopping) = watch::channel(false);
         let calls = Calls::idle(web.clone());
-        let shared = Shared::new(web, calls, stopping, watch::Sender::new(false));
+        let shared =
+            Shared::new(web, calls, Path::new("/").into(), stopping, watch::Sender::new(false));
         let mut request = Request::new(Body::empty());
         *request.uri_mut() = Uri::from_static(target);
         if let Some(via) = via {

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kumo_abi::call::{Cause, ServiceName};
+use kumo_abi::call::ServiceName;
 use kumo_abi::cluster::HostState;
+use kumo_abi::control::FromNode;
 use kumo_abi::{DcName, HostId};
 use kumo_fabric::Fabric;
 use kumo_fabric::store::StoreError;
@@ -15,6 +16,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::Shared;
+use super::peers;
 use super::rules::acl::Acl;
 use super::rules::directory::{self, Serves};
 use super::rules::publish::{BETWEEN_MS, SAME_NAME_MS};
@@ -22,6 +24,9 @@ use crate::web::Web;
 
 /// What keys of access lists begin with: `acl/SERVICE`.
 const ACL_PREFIX: &str = "acl/";
+
+/// What keys of evictions begin with, of hosts and of single certificates.
+const EVICTED_PREFIX: &str = "evicted";
 
 /// Numbers of the directory, and ways, are looked at anew so often; what matters comes by events.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
@@ -99,6 +104,10 @@ fn take_in(shared: &Arc<Shared>, fabric: &Fabric, key: &str) {
         let Ok(service) = service.parse::<ServiceName>() else { return };
         let acl = fabric.store().value(key).map(|value| read_acl(&service, &value));
         shared.act(|broker, now, fresh| broker.note_acl(service, acl, now, fresh));
+    } else if key.starts_with(EVICTED_PREFIX) {
+        let evicted = FromNode::Evicted { serials: peers::evicted(fabric) };
+        let state = shared.state();
+        state.certified.iter().for_each(|program| state.tell(*program, &evicted));
     }
 }
 
@@ -129,17 +138,12 @@ fn note_far(shared: &Shared, fabric: &Fabric) {
     shared.state().broker.note_far(far_us);
 }
 
-/// Those who are connected with a lost host are told.
+/// Those who are connected with a lost host are told, once it does not answer us either. Who says good-bye
+/// leaves the connections of its programs alone.
 fn lost(shared: &Arc<Shared>, host: &HostId, state: HostState) {
-    let cause = match state {
-        HostState::Alive => return,
-        // A node that says good-bye leaves the connections of its programs alone; heartbeats tell whether
-        // the host is still there.
-        HostState::Left => return,
-        HostState::Dead => Cause::HostLost,
-        HostState::CutOff => Cause::Partition,
-    };
-    shared.act(|broker, now, fresh| broker.host_lost(host, cause, now, fresh));
+    if matches!(state, HostState::Dead | HostState::CutOff) {
+        shared.elsewhere.spawn(peers::doubt(Arc::clone(shared), host.clone()));
+    }
 }
 
 /// Tells the others what this host serves.

@@ -7,12 +7,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use kumo_abi::HostId;
 use kumo_abi::call::{Cause, GrantId};
 use kumo_abi::control::{Connection, End};
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 use tokio::time::{MissedTickBehavior, interval};
 
+use super::peers::Watches;
 use super::rules::Program;
 use super::rules::grants::Party;
 use super::still::Freezers;
@@ -25,6 +27,7 @@ const TICK: Duration = Duration::from_millis(100);
 pub(super) async fn keep(shared: Arc<Shared>, mut stopping: watch::Receiver<bool>) {
     let freezers = Freezers::mounted();
     let looking = async {
+        let mut watches = Watches::default();
         loop {
             let came = shared.came.notified();
             if shared.state().broker.programs().next().is_none() {
@@ -35,8 +38,10 @@ pub(super) async fn keep(shared: Arc<Shared>, mut stopping: watch::Receiver<bool
             while shared.state().broker.programs().next().is_some() {
                 ticks.tick().await;
                 let (shared, freezers) = (Arc::clone(&shared), freezers.clone());
+                let looking = Arc::clone(&shared);
                 // A look that panicked has logged it; the next may do better.
-                let _ = spawn_blocking(move || look(&shared, &freezers)).await;
+                let hosts = spawn_blocking(move || look(&looking, &freezers)).await;
+                watches.watch(&shared, hosts.unwrap_or_default());
             }
         }
     };
@@ -47,9 +52,9 @@ pub(super) async fn keep(shared: Arc<Shared>, mut stopping: watch::Receiver<bool
     }
 }
 
-/// Looks once.
-fn look(shared: &Arc<Shared>, freezers: &Freezers) {
-    let slow = slow_calls(shared);
+/// Looks once. Returns the hosts for whose programs a call waits, for however long.
+fn look(shared: &Arc<Shared>, freezers: &Freezers) -> BTreeSet<HostId> {
+    let (slow, hosts) = waiting_calls(shared);
     let (waited_for, suspended) = callees(shared, &slow);
     let mut ended: Vec<GrantId> = Vec::new();
     let mut found: Vec<(Program, bool)> = Vec::new();
@@ -70,19 +75,33 @@ fn look(shared: &Arc<Shared>, freezers: &Freezers) {
         effects.extend(broker.tick(now, fresh));
         effects
     });
+    hosts
 }
 
-/// The connections on which a call has waited for long.
-fn slow_calls(shared: &Shared) -> Vec<(Program, Connection)> {
+/// The connections on which a call has waited for long, and the other hosts for which any waits.
+fn waiting_calls(shared: &Shared) -> (Vec<(Program, Connection)>, BTreeSet<HostId>) {
     let pages: Vec<_> =
         shared.state().pages().map(|(program, page)| (program, Arc::clone(page))).collect();
     let before_ns = now_ns().saturating_sub(TICK.as_nanos() as u64);
-    let mut slow = Vec::new();
+    let (mut slow, mut all) = (Vec::new(), BTreeSet::new());
     for (program, page) in pages {
-        let calls = pages::in_flight(&page).filter(|call| call.since_ns <= before_ns);
-        slow.extend(calls.map(|call| (program, call.connection)));
+        for call in pages::in_flight(&page) {
+            all.insert((program, call.connection));
+            if call.since_ns <= before_ns {
+                slow.push((program, call.connection));
+            }
+        }
     }
-    slow
+    let state = shared.state();
+    let host = |(program, connection): (Program, Connection)| {
+        let grant = state.broker.program(program)?.connection(connection)?;
+        match &state.broker.grants().get(&grant)?.callee {
+            Party::There(host) => Some(host.clone()),
+            Party::Here { .. } | Party::Unheard => None,
+        }
+    };
+    let hosts = all.into_iter().filter_map(host).collect();
+    (slow, hosts)
 }
 
 /// The programs of this host that are waited for, with their process and the connections on which they

@@ -11,6 +11,7 @@
 //! | `state` | what is held for programs and connections; does what the rules decide, in order |
 //! | `pages` | what programs show, as plain values |
 //! | `look`, `still` | calls that wait for who stands still |
+//! | `peers` | connections with programs of other hosts |
 //! | `cluster` | what other hosts serve, and who may call what: from the desired state and into it |
 //! | `shown` | what people see |
 //!
@@ -21,6 +22,7 @@ mod cluster;
 mod line;
 mod look;
 mod pages;
+mod peers;
 mod program;
 pub(crate) mod rules;
 pub(crate) mod shown;
@@ -36,7 +38,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use kumo_abi::call::Cause;
 use kumo_abi::control::{FromNode, SOCKET_NAME, ToNode};
 use kumo_abi::{ClusterName, HostId};
 use kumo_sys::packet;
@@ -49,8 +50,9 @@ use tokio::sync::{Notify, watch};
 use tokio::time::sleep;
 
 pub(crate) use self::cluster::{acl_key, read_acl};
-use self::rules::{Broker, Effect, Moment, Program, Refusal};
-use self::state::{Later, State, random};
+use self::rules::{Broker, Effect, Moment, Program};
+pub(crate) use self::state::random;
+use self::state::{Later, State};
 use crate::web::Web;
 
 /// Descriptors that the node wants, where it may have so many: for connections of programs, beside those
@@ -151,17 +153,15 @@ impl Shared {
     fn later(self: &Arc<Self>, later: Later) {
         match later {
             Later::Publish => self.publish.notify_one(),
-            Later::Ask(order) => {
-                // TODO-PEER
-                self.act(|broker, now, fresh| broker.nowhere(order, None, now, fresh));
+            Later::Ask(order) => drop(self.elsewhere.spawn(peers::ask(Arc::clone(self), order))),
+            Later::Certify { program, request, who } => {
+                let shared = Arc::clone(self);
+                self.elsewhere
+                    .spawn_blocking(move || peers::certify(&shared, program, request, who));
             }
-            Later::Certify { program, request, .. } => {
-                let message =
-                    "this host is in no cluster, so it has no certificates; `kumo init` makes one";
-                let refusal = Refusal::new(Cause::NoSuch, message);
-                self.state().tell(program, &refusal.to_program(request));
+            Later::Obituary { host, grant, cause, taken } => {
+                peers::tell_end(self, host, grant, cause, taken);
             }
-            Later::Obituary { .. } => {}
         }
     }
 }
@@ -202,6 +202,7 @@ impl Calls {
                     let _ = line.tell(&FromNode::Leaving, None);
                 }
             })?;
+        peers::answer(&shared);
         elsewhere.spawn(look::keep(Arc::clone(&shared), stopping.clone()));
         elsewhere.spawn(cluster::keep(Arc::clone(&shared), stopping));
         Ok(Calls { shared, stop, thread: Some(thread) })

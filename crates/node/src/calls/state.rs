@@ -4,7 +4,7 @@
 //! without waiting, pages are memory. So what the rules decide is done in their order, also where it was
 //! set off by many at once.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
@@ -114,11 +114,13 @@ pub(super) struct State {
     pub(super) publisher: Publisher,
     held: HashMap<Program, Held>,
     ends: HashMap<GrantId, Ends>,
+    /// Programs that have a certificate: they hear who is evicted.
+    pub(super) certified: BTreeSet<Program>,
     last: Program,
 }
 
 /// A number that nobody can guess.
-pub(super) fn random() -> u64 {
+pub(crate) fn random() -> u64 {
     let mut bytes = [0; 8];
     // It fails only before the kernel has collected its first entropy, or is from before 2014: without
     // such numbers nothing here is safe.
@@ -134,6 +136,7 @@ impl State {
             publisher: Publisher::default(),
             held: HashMap::new(),
             ends: HashMap::new(),
+            certified: BTreeSet::new(),
             last: 0,
         }
     }
@@ -152,16 +155,12 @@ impl State {
     /// Holds nothing for it any more.
     pub(super) fn let_go(&mut self, program: Program) {
         self.held.remove(&program);
+        self.certified.remove(&program);
     }
 
     /// What is held, for those who show it.
     pub(super) fn pages(&self) -> impl Iterator<Item = (Program, &Arc<PeerPage>)> {
         self.held.iter().map(|(program, held)| (*program, &held.page))
-    }
-
-    /// The page of one program.
-    pub(super) fn page(&self, program: Program) -> Option<&Arc<PeerPage>> {
-        self.held.get(&program).map(|held| &held.page)
     }
 
     /// All lines, for what all are told.

@@ -26,6 +26,7 @@ pub(crate) fn config(dir: &Path) -> NodeConfig {
         collector: CollectorChoice::Only(CollectorKind::Proc),
         dc: None,
         host: None,
+        calls: None,
     }
 }
 

@@ -91,12 +91,13 @@ impl SwarmHost {
             cpus: 4,
             memory: 8 << 30,
             addresses: Vec::new(),
+            call_addresses: Vec::new(),
             labels: BTreeMap::new(),
         };
         let hangs = Arc::new(AtomicBool::new(false));
         let answerer = kumo_node::simulated::answerer(id.clone(), Arc::clone(&engine));
         let answerer = Arc::new(Hangable { answerer, hangs: Arc::clone(&hangs) });
-        let config = FabricConfig { identity, state_dir: None, run_dir, card };
+        let config = FabricConfig { identity, state_dir: None, run_dir, card, calls: false };
         let fabric = Fabric::open(config, answerer).await.map_err(|error| failed(&error))?;
         let ticking = tokio::spawn(k2i::http::serve::tick(Arc::clone(&engine)));
         let host = SwarmHost { fabric, engine, hangs, ticking };

@@ -13,6 +13,7 @@ use kumo_abi::control::{
 };
 use kumo_abi::page::program;
 use kumo_abi::{ClusterName, DcName, HostId};
+use serde::{Deserialize, Serialize};
 
 use super::Program;
 use super::acl::Acl;
@@ -44,7 +45,7 @@ pub(crate) struct Moment {
 }
 
 /// No.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Refusal {
     /// Why.
     pub(crate) cause: Cause,
@@ -150,7 +151,7 @@ pub(crate) struct Asked<'a> {
 }
 
 /// A caller from another host that is let in: its socket arrives by itself.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Admitted {
     /// The connection.
     pub(crate) grant: GrantId,
@@ -403,7 +404,8 @@ impl Broker {
             ToNode::Ended { instance } if state.served.contains(&instance) => {
                 self.end_instance(instance);
             }
-            ToNode::Certificate { request, instance } => match self.who(program, instance) {
+            ToNode::Certificate { request, instance } => match self.certify(program, instance, now)
+            {
                 Ok(who) => effects.push(Effect::Certify { program, request, who }),
                 Err(refusal) => effects.push(Effect::Tell(program, refusal.to_program(request))),
             },
@@ -419,6 +421,22 @@ impl Broker {
         }
         self.settle(now, fresh, &mut effects);
         effects
+    }
+
+    /// In whose name a program gets a certificate. Making one takes time, so they count as opens.
+    fn certify(
+        &mut self,
+        program: Program,
+        instance: Option<InstanceId>,
+        now: Moment,
+    ) -> Result<Who, Refusal> {
+        if let Some(state) = self.programs.get_mut(&program) {
+            state.opens.take(now.ms).map_err(|after_ms| {
+                let message = "this program asks for certificates too often; one lasts for an hour";
+                Refusal::later(Cause::Exhausted, message, after_ms)
+            })?;
+        }
+        self.who(program, instance)
     }
 
     /// As whom a program speaks.
@@ -1290,7 +1308,8 @@ impl Broker {
     }
 
     /// Whether [`Broker::tick`] has anything to wait for.
-    pub(crate) fn is_waiting(&self) -> bool {
+    #[cfg(test)]
+    fn is_waiting(&self) -> bool {
         !self.parked.is_empty() || !self.awaited.is_empty()
     }
 

@@ -115,7 +115,8 @@ impl Registry {
     }
 
     /// Names that are served here.
-    pub(crate) fn services(&self) -> impl Iterator<Item = &ServiceName> {
+    #[cfg(test)]
+    fn services(&self) -> impl Iterator<Item = &ServiceName> {
         self.services.keys()
     }
 

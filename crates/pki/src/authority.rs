@@ -1,13 +1,10 @@
-//! Who is who: the cluster's own authority, and the names in the certificates that it issues.
+//! The cluster's own authority, and the certificates of hosts that it issues.
 //!
 //! A node's certificate names one host of one cluster (`spiffe://acme/dc/tokyo/host/web-1`) and its
 //! role. The names come from whoever grants the certificate, never from the request: of that only the
-//! public key is used, and the proof that the asker has its private half. All keys are ECDSA P-256.
+//! public key is used, and the proof that the asker has its private half.
 
 use std::fmt;
-use std::str::FromStr;
-
-use data_encoding::HEXLOWER;
 
 use kumo_abi::cluster::Role;
 use kumo_abi::{ClusterName, HostId, NameError};
@@ -17,16 +14,16 @@ use rcgen::{
     Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData as _, SanType,
     SubjectPublicKeyInfo,
 };
-use ring::digest::{SHA256, digest};
 use rustls::pki_types::{
     CertificateDer, CertificateSigningRequestDer, DnsName, PrivateKeyDer, PrivatePkcs8KeyDer,
 };
-use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::FromDer as _;
+
+use crate::key::{KeyId, sha256};
 
 const DAY_MS: u64 = 24 * 3600 * 1000;
 
@@ -43,66 +40,6 @@ pub const RENEW_LEFT_MS: u64 = NODE_MS / 3;
 
 /// Certificates are valid from so long before they are made, for hosts whose clocks are behind.
 pub const BACKDATED_MS: u64 = DAY_MS;
-
-/// What the public key of a certificate is called: the SHA-256 of its `SubjectPublicKeyInfo` in DER.
-/// Written as 64 hexadecimal digits.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct KeyId([u8; 32]);
-
-impl KeyId {
-    /// Of a public key as `SubjectPublicKeyInfo` in DER.
-    pub fn of_public_key(spki_der: &[u8]) -> KeyId {
-        KeyId(sha256(spki_der))
-    }
-}
-
-impl fmt::Display for KeyId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&HEXLOWER.encode(&self.0))
-    }
-}
-
-impl fmt::Debug for KeyId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "KeyId({self})")
-    }
-}
-
-/// The text is no [`KeyId`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a key is named by 64 hexadecimal digits")]
-pub struct KeyIdError;
-
-impl FromStr for KeyId {
-    type Err = KeyIdError;
-    fn from_str(text: &str) -> Result<KeyId, KeyIdError> {
-        hash_of_hex(text).map(KeyId).ok_or(KeyIdError)
-    }
-}
-
-impl TryFrom<String> for KeyId {
-    type Error = KeyIdError;
-    fn try_from(text: String) -> Result<KeyId, KeyIdError> {
-        text.parse()
-    }
-}
-
-impl From<KeyId> for String {
-    fn from(id: KeyId) -> String {
-        id.to_string()
-    }
-}
-
-/// SHA-256.
-pub fn sha256(bytes: &[u8]) -> [u8; 32] {
-    digest(&SHA256, bytes).as_ref().try_into().expect("SHA-256 has 32 bytes")
-}
-
-/// The 32 bytes that 64 lower-case hexadecimal digits stand for.
-pub fn hash_of_hex(text: &str) -> Option<[u8; 32]> {
-    HEXLOWER.decode(text.as_bytes()).ok()?.try_into().ok()
-}
 
 /// Who a certificate says its holder is. That it is true, its signature must tell first.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -163,14 +100,13 @@ impl Peer {
             (Some("member"), None) => Role::Member,
             _ => return Err(PeerError::Role),
         };
-        let ms = |seconds: i64| u64::try_from(seconds).unwrap_or(0).saturating_mul(1000);
         Ok(Peer {
             cluster,
             host,
             role,
             key_id: KeyId::of_public_key(parsed.public_key().raw),
-            not_before_ms: ms(parsed.validity().not_before.timestamp()),
-            not_after_ms: ms(parsed.validity().not_after.timestamp()),
+            not_before_ms: ms_of(parsed.validity().not_before.timestamp()),
+            not_after_ms: ms_of(parsed.validity().not_after.timestamp()),
         })
     }
 
@@ -207,12 +143,12 @@ pub fn is_signed_by(certificate: &CertificateDer<'_>, authority: &CertificateDer
     certificate.verify_signature(Some(authority.public_key())).is_ok()
 }
 
-fn parse<'a>(certificate: &'a CertificateDer<'_>) -> Option<X509Certificate<'a>> {
+pub(crate) fn parse<'a>(certificate: &'a CertificateDer<'_>) -> Option<X509Certificate<'a>> {
     let (rest, parsed) = X509Certificate::from_der(certificate).ok()?;
     rest.is_empty().then_some(parsed)
 }
 
-fn uris<'a>(certificate: &'a X509Certificate<'_>) -> Vec<&'a str> {
+pub(crate) fn uris<'a>(certificate: &'a X509Certificate<'_>) -> Vec<&'a str> {
     let names = certificate.subject_alternative_name().ok().flatten();
     let names = names.map(|names| names.value.general_names.as_slice()).unwrap_or_default();
     let uri = |name: &'a GeneralName<'_>| match name {
@@ -299,8 +235,7 @@ impl Authority {
         if parsed.public_key().raw != key.subject_public_key_info() {
             return Err(AuthorityError::Pair);
         }
-        let not_after = parsed.validity().not_after.timestamp();
-        let not_after_ms = u64::try_from(not_after).unwrap_or(0).saturating_mul(1000);
+        let not_after_ms = ms_of(parsed.validity().not_after.timestamp());
         let issuer = Issuer::from_ca_cert_der(&certificate, key).map_err(AuthorityError::Make)?;
         Ok(Authority { cluster, certificate, issuer, not_after_ms })
     }
@@ -403,15 +338,15 @@ pub fn is_pair(certificate: &CertificateDer<'_>, key: &PrivateKeyDer<'_>) -> boo
     parsed.public_key().raw == key.subject_public_key_info()
 }
 
-fn new_key() -> Result<KeyPair, AuthorityError> {
+pub(crate) fn new_key() -> Result<KeyPair, AuthorityError> {
     KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(AuthorityError::Make)
 }
 
-fn private_key(key: &KeyPair) -> PrivateKeyDer<'static> {
+pub(crate) fn private_key(key: &KeyPair) -> PrivateKeyDer<'static> {
     PrivatePkcs8KeyDer::from(key.serialize_der()).into()
 }
 
-fn key_pair(key: &PrivateKeyDer<'_>) -> Option<KeyPair> {
+pub(crate) fn key_pair(key: &PrivateKeyDer<'_>) -> Option<KeyPair> {
     let PrivateKeyDer::Pkcs8(key) = key else { return None };
     KeyPair::from_pkcs8_der_and_sign_algo(key, &PKCS_ECDSA_P256_SHA256).ok()
 }
@@ -430,11 +365,16 @@ fn public_key(csr_der: &[u8]) -> Result<SubjectPublicKeyInfo, AuthorityError> {
     Ok(key)
 }
 
-fn ia5(text: String) -> Result<Ia5String, AuthorityError> {
+pub(crate) fn ia5(text: String) -> Result<Ia5String, AuthorityError> {
     text.try_into().map_err(AuthorityError::Make)
 }
 
-fn time_at(ms: u64) -> Result<OffsetDateTime, AuthorityError> {
+/// Milliseconds since the Unix epoch of a time in a certificate.
+pub(crate) fn ms_of(seconds: i64) -> u64 {
+    u64::try_from(seconds).unwrap_or(0).saturating_mul(1000)
+}
+
+pub(crate) fn time_at(ms: u64) -> Result<OffsetDateTime, AuthorityError> {
     let seconds = i64::try_from(ms / 1000).map_err(|_| AuthorityError::Time)?;
     OffsetDateTime::from_unix_timestamp(seconds).map_err(|_| AuthorityError::Time)
 }
