@@ -26,7 +26,7 @@ pub fn meaning(cause: Cause) -> &'static str {
         Cause::Busy => "all places of the callee are taken",
         Cause::NoSuch => "nobody serves that name",
         Cause::Stale => "the instance that was meant has been followed by another",
-        Cause::Denied => "the caller may not; `kumo why` says by which rule",
+        Cause::Denied => "the caller may not; `kumo why` looks further",
         Cause::Deadline => "the budget was spent",
         Cause::Cancelled => "the caller gave up",
         Cause::Died => "the callee's process ended",
@@ -74,7 +74,8 @@ pub fn words(callee: &Callee, error: &CallError) -> String {
     }
 }
 
-fn because(cause: Cause, message: &str) -> String {
+/// Why there is no reply, with the word for it.
+pub fn because(cause: Cause, message: &str) -> String {
     if message.is_empty() {
         format!("{} ({cause})", meaning(cause))
     } else {

@@ -155,7 +155,7 @@ fn line(args: &Ping, number: u64, result: &Result<Pong, CallError>, out: &Output
         }
         Err(error) => {
             let cause = error.cause().map_or("", outcome::meaning);
-            let line = format!("{number}: no answer from {}: {cause}: {error}", args.service);
+            let line = format!("{number}: no answer from {}: {cause} ({error})", args.service);
             out.styled(Look::Bad, &text::visible(&line))
         }
     }

@@ -238,12 +238,12 @@ impl<T: DeserializeOwned> Shown<T> {
     }
 }
 
-/// Milliseconds for people: `1.24 ms`, `740 ms`, `12.0 s`, `3 min 2 s`.
+/// Milliseconds for people: `1.24 ms`, `740 ms`, `1.50 s`, `3 min 2 s`.
 pub fn millis(ms: f64) -> String {
     match ms {
         _ if ms < 100.0 => format!("{ms:.2} ms"),
-        _ if ms < 10_000.0 => format!("{ms:.0} ms"),
-        _ if ms < 60_000.0 => format!("{:.1} s", ms / 1e3),
+        _ if ms < 1_000.0 => format!("{ms:.0} ms"),
+        _ if ms < 60_000.0 => format!("{:.2} s", ms / 1e3),
         _ => crate::units::span(ms / 1e3),
     }
 }
@@ -258,7 +258,7 @@ mod tests {
             (0.012, "0.01 ms"),
             (1.236, "1.24 ms"),
             (740.2, "740 ms"),
-            (12_000.0, "12.0 s"),
+            (1_504.0, "1.50 s"),
             (182_000.0, "3 min 2 s"),
         ];
         for (ms, want) in cases {

@@ -296,8 +296,13 @@ fn no_way(args: &Why, error: &CallError) -> Step {
         ),
         _ => ("grant", "look at the log of the node".to_owned()),
     };
-    let mut found = cause.map_or_else(String::new, |cause| outcome::meaning(cause).to_owned());
-    found = format!("{found}: {error}");
+    let found = match (error, cause) {
+        (
+            CallError::NotExecuted { message, .. } | CallError::Unknown { message, .. },
+            Some(cause),
+        ) => outcome::because(cause, message),
+        _ => error.to_string(),
+    };
     not_good(about, Verdict::Bad, found, advice)
 }
 
