@@ -116,6 +116,11 @@ impl SwarmHost {
         self.hangs.store(hangs, Ordering::Relaxed);
     }
 
+    /// How many hosts it sees alive.
+    pub(super) fn seen(&self) -> usize {
+        self.fabric.hosts().iter().filter(|host| host.state == HostState::Alive).count()
+    }
+
     /// How many hosts it sees alive with their cards.
     pub fn alive(&self) -> usize {
         let hosts = self.fabric.hosts();
