@@ -80,6 +80,8 @@ pub struct NodeConfig {
     pub host: Option<String>,
     /// Where it listens for calls of other hosts, instead of what its identity says.
     pub calls: Option<CallPort>,
+    /// How long a silent connection to another host lives; by default [`kumo_fabric::LEASE_DEFAULT`].
+    pub lease: Option<Duration>,
 }
 
 /// Where a node listens for calls of other hosts.
@@ -282,6 +284,7 @@ impl Node {
                     state_dir: Some(fabric_dir),
                     run_dir: config.dirs.run.join(FABRIC_DIR),
                     calls: true,
+                    lease: config.lease,
                 };
                 let answerer = Arc::clone(&answerer);
                 Web::Many(runtime.block_on(Fabric::open(config, answerer))?)

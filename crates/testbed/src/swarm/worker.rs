@@ -58,6 +58,8 @@ pub(super) struct Start {
     pub(super) processes: usize,
     /// Whether each serves HTTP, too.
     pub(super) http: bool,
+    /// See [`super::World::start`].
+    pub(super) lease: Option<Duration>,
 }
 
 /// What it says when it has done so.
@@ -159,6 +161,7 @@ async fn open_all(start: Start) -> io::Result<BTreeMap<HostId, SwarmHost>> {
         gateways: start.gateways,
         dir: start.dir,
         rows: record(start.keeper, start.processes)?,
+        lease: start.lease,
     };
     let mut hosts = BTreeMap::new();
     for some in start.hosts.chunks(JOINING_MAX) {
