@@ -396,7 +396,7 @@ fn a_call_to_another_data_centre_is_as_one_at_home() {
     let tokyo = Host::start_cluster();
     let osaka = tokyo.start_joined("osaka");
     let server = osaka.serve(&["far", "--", "sh", "-c", "echo $KUMO_PEER; cat"]);
-    until("tokyo knows of it", || tokyo.run(&["services", "far"]).code == Some(0));
+    until("tokyo knows of it, and the way", || tokyo.run(&["why", "far"]).code == Some(0));
     let said = tokyo.run(&["call", "far", "hello", "--json"]).with_code(0).json();
     let uid = rustix::process::getuid().as_raw();
     assert_eq!(said["reply"], format!("tokyo/a/user/{uid}\nhello"));
