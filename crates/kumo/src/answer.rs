@@ -406,7 +406,7 @@ mod tests {
             ("kill -9 $$", Err((137, "signal 9 ended the command"))),
         ];
         for (script, want) in cases {
-            let ran = ran(&answerer(script), &[0; 200_000], &context);
+            let ran = ran(&answerer(script), &vec![0; 200_000], &context);
             let got = ran.result.as_ref().map(|reply| String::from_utf8_lossy(reply).into_owned());
             let want = want.map(str::to_owned);
             let want = want.map_err(|(code, message)| Failure::new(code, message));

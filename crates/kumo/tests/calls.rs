@@ -388,7 +388,7 @@ fn a_pulse_leaves_or_it_is_said_that_it_did_not() {
     until("it is heard", || host.has("heard"));
     assert_eq!(std::fs::read_to_string(host.path("heard")).unwrap(), "0.5");
     host.run(&["pulse", "nobody"]).with_code(11).says("(NO_SUCH)");
-    host.run_with(&["pulse", "news", "-"], &[0; 100_000]).with_code(2).says("kumo call");
+    host.run_with(&["pulse", "news", "-"], &vec![0; 100_000]).with_code(2).says("kumo call");
 }
 
 #[test]

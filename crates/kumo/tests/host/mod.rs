@@ -213,10 +213,10 @@ impl Host {
         let mut out = BufReader::new(running.child.stdout.take().unwrap());
         let mut line = String::new();
         out.read_line(&mut line).unwrap();
-        if !line.starts_with("kumo: serves ") {
-            panic!("it does not serve: {:?}", running.ends());
+        if line.starts_with("kumo: serves ") {
+            return running;
         }
-        running
+        panic!("it does not serve: {:?}", running.ends())
     }
 
     /// Whether this file is there: how a command says how far it is.
