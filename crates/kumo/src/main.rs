@@ -51,6 +51,7 @@ mod ping;
 mod ps;
 mod pulse;
 mod scope;
+mod secure;
 mod serve;
 mod services;
 mod shown;
