@@ -107,7 +107,9 @@ mod tests {
 
     fn seen(rows: &[(i32, u64)]) -> Seen {
         let mut seen = Seen::default();
-        rows.iter().for_each(|(pid, cell)| seen.push(id(*pid), [*cell].into()));
+        for (pid, cell) in rows {
+            seen.push(id(*pid), [*cell].into());
+        }
         seen
     }
 

@@ -257,7 +257,9 @@ mod tests {
             let mut bytes = vec![0; HEADS_BYTES];
             bytes.extend(what.to_ne_bytes());
             bytes.extend([0; 12]);
-            fields.iter().for_each(|field| bytes.extend(field.to_ne_bytes()));
+            for field in fields {
+                bytes.extend(field.to_ne_bytes());
+            }
             bytes
         };
         let exit = Message::Exit { pid: 8, tgid: 7, status: 9, ppid: 3 };
