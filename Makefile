@@ -27,9 +27,9 @@ demo: ## Start a cluster of two data centres with three hosts each on this machi
 	@command -v kumo >/dev/null || echo "In another terminal: export PATH=\"$$(cd "$(TARGET_DIR)/release" && pwd):\$$PATH\""
 	@exec "$(TARGET_DIR)/release/kumo" testbed up --dcs 2 --hosts 3 $(ARGS)
 
-build: ## Build the release binaries kumo and k2i
+build: ## Build the release binaries kumo and k2i, and libmiddlecon
 	@scripts/install-deps run
-	$(CARGO) build --release --locked -p kumo -p k2i
+	$(CARGO) build --release --locked -p kumo -p k2i -p kumo-ffi
 
 test: ## Install what the tests need and run all of them
 	@scripts/install-deps test
@@ -56,14 +56,23 @@ lint: ## Check format, lints, documentation and, where cargo-deny is installed, 
 	RUSTDOCFLAGS="-D warnings -A rustdoc::private-intra-doc-links" $(CARGO) doc --workspace --no-deps --document-private-items --locked --quiet
 	@if command -v cargo-deny >/dev/null; then $(CARGO) deny --locked check; fi
 
-install: ## Install kumo and k2i under PREFIX (default /usr/local)
+install: ## Install kumo, k2i, libmiddlecon and middlecon.h under PREFIX (default /usr/local)
 	@# What is built is taken as it is: root often has no cargo.
-	@[ -x "$(TARGET_DIR)/release/kumo" ] && [ -x "$(TARGET_DIR)/release/k2i" ] || $(MAKE) build
-	install -d "$(DESTDIR)$(PREFIX)/bin"
+	@[ -x "$(TARGET_DIR)/release/kumo" ] && [ -x "$(TARGET_DIR)/release/k2i" ] && \
+	    [ -e "$(TARGET_DIR)/release/libmiddlecon_c.so" ] || $(MAKE) build
+	install -d "$(DESTDIR)$(PREFIX)/bin" "$(DESTDIR)$(PREFIX)/lib" "$(DESTDIR)$(PREFIX)/include"
 	install -m 755 "$(TARGET_DIR)/release/kumo" "$(TARGET_DIR)/release/k2i" "$(DESTDIR)$(PREFIX)/bin/"
+	install -m 755 "$(TARGET_DIR)/release/libmiddlecon_c.so" "$(DESTDIR)$(PREFIX)/lib/libmiddlecon.so.1"
+	ln -sf libmiddlecon.so.1 "$(DESTDIR)$(PREFIX)/lib/libmiddlecon.so"
+	install -m 644 "$(TARGET_DIR)/release/libmiddlecon_c.a" "$(DESTDIR)$(PREFIX)/lib/libmiddlecon.a"
+	install -m 644 crates/ffi/include/middlecon.h "$(DESTDIR)$(PREFIX)/include/"
+	@# The loader finds a new library once its cache knows it; a package does that when it is installed.
+	@[ -n "$(DESTDIR)" ] || [ "$$(id -u)" != 0 ] || ldconfig || true
 
 uninstall: ## Remove what `make install` installed
 	rm -f "$(DESTDIR)$(PREFIX)/bin/kumo" "$(DESTDIR)$(PREFIX)/bin/k2i"
+	rm -f "$(DESTDIR)$(PREFIX)/lib/libmiddlecon.so.1" "$(DESTDIR)$(PREFIX)/lib/libmiddlecon.so"
+	rm -f "$(DESTDIR)$(PREFIX)/lib/libmiddlecon.a" "$(DESTDIR)$(PREFIX)/include/middlecon.h"
 
 clean: ## Remove everything that was built
 	$(CARGO) clean

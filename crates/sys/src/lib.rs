@@ -1,4 +1,5 @@
-//! The door to the kernel: process descriptors, shared pages, packets, local time and probes; all `unsafe` code of the project.
+//! The door to the kernel: process descriptors, shared pages, packets, local time and probes; all `unsafe` code of the project,
+//! but for `ffi`'s, which is about what C passes.
 //!
 //! What `rustix` offers safely is used directly where it is needed; here is only what it lacks, and
 //! what wants one careful wrapper. Every function blocks at most as long as it says.
