@@ -15,13 +15,13 @@ use kumo_abi::call::{Cause, Method, ServiceName};
 use kumo_abi::control::{
     self, FromNode, Granted, Incoming, Open, PACKET_BYTES_MAX, SOCKET_NAME, Serve, ToNode,
 };
-use kumo_abi::frame::{Extensions, Header, Kind, flags};
+use kumo_abi::frame::{Extensions, HEADER_BYTES, Header, Kind, flags};
 use kumo_abi::page::connection::{
     MAGIC, MAGIC_AT, READ_AT, RING_AT, RING_BYTES, WRITTEN_AT, len_bytes,
 };
 use kumo_abi::page::program;
-use kumo_sys::OwnPage;
 use kumo_sys::packet::{self, Wait};
+use kumo_sys::{OwnPage, PeerPage};
 use middlecon::{CallError, Node, Server};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use support::TestNode;
@@ -157,6 +157,31 @@ fn serve(node: &TestNode) -> (Node, Server) {
         .start()
         .unwrap();
     (here, server)
+}
+
+#[test]
+fn a_caller_hears_that_its_callee_goes_away_before_the_connection_ends() {
+    let node = TestNode::start();
+    let (_here, server) = serve(&node);
+    let caller = Hostile::connect(&node);
+    let (_, socket) = caller.open("echo", 1);
+    let line = Line::new(socket);
+    let mut packet = [0; 256];
+    let (_, fds) = packet::receive(&line.socket, &mut packet, 1, Wait::Yes).unwrap();
+    let page = PeerPage::new(&fds[0], len_bytes(true)).unwrap();
+    // It says hello before it is one of those that are drained: it answers a ping only after that.
+    let ping = Header::new(Kind::Ping, 1).encode_summed();
+    line.write(&ping, HEADER_BYTES as u64);
+    support::until("it answers", || page.load(WRITTEN_AT, Ordering::Acquire) > 0);
+    assert!(server.drain(Duration::from_secs(10)));
+    assert!(line.is_ended());
+    let mut frames = [0; 2 * HEADER_BYTES];
+    page.copy_out(RING_AT, &mut frames);
+    assert_eq!(page.load(WRITTEN_AT, Ordering::Acquire), frames.len() as u64);
+    let kinds = frames.chunks(HEADER_BYTES).map(|frame| {
+        Header::decode_summed(frame.first_chunk().unwrap()).unwrap().kind
+    });
+    assert_eq!(kinds.collect::<Vec<_>>(), [Kind::Pong, Kind::Goaway]);
 }
 
 #[test]

@@ -220,9 +220,9 @@ impl AsyncService {
         }
     }
 
-    /// How many connections it has.
+    /// How many connections it has that take new calls.
     pub fn connections(&self) -> usize {
-        self.lines().len()
+        self.lines().iter().filter(|line| line.wires.is_good()).count()
     }
 
     fn lines(&self) -> MutexGuard<'_, Vec<Arc<Line>>> {

@@ -7,7 +7,7 @@ use std::future::Future;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{self, Poll};
 use std::time::Duration;
@@ -26,7 +26,7 @@ use super::{
     Alive, Core, Methods, No, Options, SERVE_NS_MAX, SLOW_NS_MAX, Server, answer, no, outcome,
 };
 use crate::carrier::tasks::{join, send};
-use crate::carrier::{Frame, Link, Stop, Writer};
+use crate::carrier::{Frame, Link, Stop};
 use crate::context::{Context, Entered, random};
 use crate::error::Failure;
 use crate::node::{Accept, Held, Node, NodeError};
@@ -182,7 +182,6 @@ impl Accept for Tasks {
 struct Conversation {
     core: Arc<Core<Handler>>,
     serving: Serving,
-    writer: Mutex<Writer>,
     alive: Arc<Alive>,
     peer: Arc<Peer>,
     methods: Vec<MethodPattern>,
@@ -212,14 +211,13 @@ impl Tasks {
                 return stop;
             }
         };
-        let alive = Arc::new(Alive { link: link.clone(), busy: AtomicBool::new(false) });
+        let alive = Alive::new(&link, writer);
         core.connections().insert(connection, Arc::downgrade(&alive));
         let Some(serving) = *core.serving() else { return Stop::Ended };
         let held = Held::new(&core.node, &link, core.resume(&incoming));
         let conversation = Arc::new(Conversation {
             core: core.clone(),
             serving,
-            writer: Mutex::new(writer),
             alive,
             session: self.session.as_ref().map(|make| make(&incoming.peer)),
             peer: Arc::new(incoming.peer),
@@ -309,12 +307,16 @@ impl Conversation {
                 Err(_) => return self.link().end(),
             },
         };
+        let drains = || self.core.draining.load(Ordering::SeqCst);
+        if drains() {
+            self.alive.send_away();
+        }
         // A caller that does not read its answers does not hold a task for long.
         let deadline_ns = now_ns() + SLOW_NS_MAX;
-        if send(&self.writer, header, &ext, &body, deadline_ns).await.is_err() {
+        if send(&self.alive.writer, header, &ext, &body, deadline_ns).await.is_err() {
             self.link().end();
         }
-        if self.core.draining.load(Ordering::SeqCst) && self.running().is_empty() {
+        if drains() && self.running().is_empty() {
             self.link().end();
         }
     }
@@ -340,6 +342,7 @@ impl Conversation {
     /// Sends a short frame, now or when there is room.
     fn say(self: &Arc<Conversation>, header: Header, ext: Vec<u8>, body: Bytes) {
         let now = self
+            .alive
             .writer
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -350,7 +353,7 @@ impl Conversation {
                 let conversation = self.clone();
                 tokio::spawn(async move {
                     let deadline_ns = now_ns() + SLOW_NS_MAX;
-                    let sent = send(&conversation.writer, header, &ext, &body, deadline_ns).await;
+                    let sent = send(&conversation.alive.writer, header, &ext, &body, deadline_ns).await;
                     if sent.is_err() {
                         conversation.link().end();
                     }
