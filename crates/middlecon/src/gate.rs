@@ -142,7 +142,9 @@ impl Gate {
             (Ok(()) | Err(Stop::Deadline), Some(slot)) => return Ok(self.pass(slot)),
             (waited, slot) => {
                 // Its turn came in the last moment: the slot goes to the next.
-                slot.into_iter().for_each(|slot| self.free(slot));
+                if let Some(slot) = slot {
+                    self.free(slot);
+                }
                 match waited {
                     Err(Stop::Cancelled) => Closed::Cancelled,
                     Err(Stop::Io(_)) => Closed::Exhausted,

@@ -337,10 +337,12 @@ fn who_gives_up_waiting_for_a_slot_leaves_the_queue_at_once() {
         let context = Context::root(Duration::from_secs(60)).given_up_with(reader.into());
         let s = &s;
         // Those that look whether the place is taken may have it for a moment.
-        let waits = scope.spawn(move || loop {
-            match context.enter(|| s.call(&method("wait"), b"")) {
-                Err(CallError::NotExecuted { cause: Cause::Busy, .. }) => {}
-                told => return told,
+        let waits = scope.spawn(move || {
+            loop {
+                match context.enter(|| s.call(&method("wait"), b"")) {
+                    Err(CallError::NotExecuted { cause: Cause::Busy, .. }) => {}
+                    told => return told,
+                }
             }
         });
         support::until("the only place in the queue is taken", is_full);

@@ -178,9 +178,9 @@ fn a_caller_hears_that_its_callee_goes_away_before_the_connection_ends() {
     let mut frames = [0; 2 * HEADER_BYTES];
     page.copy_out(RING_AT, &mut frames);
     assert_eq!(page.load(WRITTEN_AT, Ordering::Acquire), frames.len() as u64);
-    let kinds = frames.chunks(HEADER_BYTES).map(|frame| {
-        Header::decode_summed(frame.first_chunk().unwrap()).unwrap().kind
-    });
+    let kinds = frames
+        .chunks(HEADER_BYTES)
+        .map(|frame| Header::decode_summed(frame.first_chunk().unwrap()).unwrap().kind);
     assert_eq!(kinds.collect::<Vec<_>>(), [Kind::Pong, Kind::Goaway]);
 }
 

@@ -24,8 +24,8 @@ use kumo_abi::control::{
 use kumo_abi::frame::{Chain, Extensions, FrameError, Header, Kind, message_within};
 use kumo_abi::page::{Side, Span};
 
-use crate::carrier::{Link, Writer};
 use crate::carrier::remote::Facts;
+use crate::carrier::{Link, Writer};
 use crate::context::{Context, Inner};
 use crate::error::Failure;
 use crate::gate::{Closed, Gate};

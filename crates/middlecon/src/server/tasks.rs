@@ -353,7 +353,8 @@ impl Conversation {
                 let conversation = self.clone();
                 tokio::spawn(async move {
                     let deadline_ns = now_ns() + SLOW_NS_MAX;
-                    let sent = send(&conversation.alive.writer, header, &ext, &body, deadline_ns).await;
+                    let sent =
+                        send(&conversation.alive.writer, header, &ext, &body, deadline_ns).await;
                     if sent.is_err() {
                         conversation.link().end();
                     }
