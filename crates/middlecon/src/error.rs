@@ -100,6 +100,10 @@ pub const CODE_REPLY_UNWRITABLE: u32 = 0xff_fffc;
 /// The code of [`CallError::Failed`] for a handler that ran, and whose reply its caller cannot read.
 pub const CODE_REPLY_UNREADABLE: u32 = 0xff_fffb;
 
+/// The code of a [`Failure`] of a method that answers with a stream, and was called for one reply. Its
+/// handler did not run.
+pub const CODE_STREAMS: u32 = 0xff_fffa;
+
 /// A handler's no.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {

@@ -49,16 +49,18 @@ mod values;
 mod watch;
 
 pub use client::gather::{Enough, GROUP_MAX, Member, gather};
+pub use client::stream::Chunks;
 pub use client::tasks::{AsyncRequest, AsyncService, PULSE_BYTES_MAX};
 pub use client::threads::ping::{Answerer, Pong};
 pub use client::threads::{Request, Service};
 pub use context::Context;
 pub use error::{
-    CODE_NESTED, CODE_QUESTION_UNREADABLE, CODE_REPLY_UNREADABLE, CODE_REPLY_UNWRITABLE, CallError,
-    Failure,
+    CODE_NESTED, CODE_QUESTION_UNREADABLE, CODE_REPLY_UNREADABLE, CODE_REPLY_UNWRITABLE,
+    CODE_STREAMS, CallError, Failure,
 };
 pub use node::{Node, NodeError, Welcome};
 pub use secure::Secure;
+pub use server::stream::Outlet;
 pub use server::tasks::{AsyncBuilder, AsyncCall};
 pub use server::threads::{Builder, Call};
 pub use server::{CONNECTIONS_MAX, Server};

@@ -15,7 +15,7 @@ use kumo_abi::call::{Cause, Method, ServiceName};
 use kumo_abi::control::{
     self, FromNode, Granted, Incoming, Open, PACKET_BYTES_MAX, SOCKET_NAME, Serve, ToNode,
 };
-use kumo_abi::frame::{Extensions, HEADER_BYTES, Header, Kind, flags};
+use kumo_abi::frame::{Extensions, HEADER_BYTES, Header, Kind, STREAM_CREDIT, flags};
 use kumo_abi::page::connection::{
     MAGIC, MAGIC_AT, READ_AT, RING_AT, RING_BYTES, WRITTEN_AT, len_bytes,
 };
@@ -357,4 +357,84 @@ fn a_callee_that_lies_is_told_to_its_caller_as_malformed() {
         assert!(matches!(told, CallError::NotExecuted { cause: Cause::Deadline, .. }), "{told}");
         println!("a deadline of 100 ms was told after {:?}", began.elapsed());
     });
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_callee_that_sends_more_of_a_stream_than_it_may_is_believed_no_more() {
+    let node = TestNode::start();
+    let here = Node::connect(node.run_dir()).unwrap();
+    let hostile = Hostile::connect(&node);
+    let begin = |call| Header { flags: flags::STREAM, ..Header::new(Kind::Reply, call) };
+    let chunk = |call| Header { len_bytes: 8, ..Header::new(Kind::Chunk, call) };
+    let put = |headers: &[Header]| {
+        let mut bytes = Vec::new();
+        for header in headers {
+            bytes.extend_from_slice(&header.encode_summed());
+            bytes.resize(bytes.len() + header.len_bytes as usize, 7);
+        }
+        bytes
+    };
+    hostile.serve("stream");
+    for case in ["too many chunks", "a chunk before it begins", "two beginnings", "unasked"] {
+        let s = here.service_async(&service("stream"));
+        let calls = tokio::spawn(async move {
+            match case {
+                "unasked" => s.call(&method("go"), b"").await.unwrap_err(),
+                _ => match s.stream(&method("go"), b"").await {
+                    Ok(mut chunks) => chunks.rest().await.unwrap_err(),
+                    Err(error) => error,
+                },
+            }
+        });
+        let page = tokio::task::block_in_place(|| {
+            let (_, socket) = hostile.incoming();
+            let line = Line::new(socket);
+            let mut packet = [0; 256];
+            let (_, fds) = packet::receive(&line.socket, &mut packet, 1, Wait::Yes).unwrap();
+            let peer = PeerPage::new(&fds[0], len_bytes(true)).unwrap();
+            support::until("it calls", || peer.load(WRITTEN_AT, Ordering::Acquire) > 0);
+            let mut head = [0; HEADER_BYTES];
+            peer.copy_out(RING_AT, &mut head);
+            let call = Header::decode_summed(&head).unwrap().call;
+            let bytes = match case {
+                "too many chunks" => put(&[vec![begin(call)], vec![chunk(call); 200]].concat()),
+                "a chunk before it begins" => put(&[chunk(call)]),
+                "two beginnings" => put(&[begin(call), begin(call)]),
+                _ => put(&[begin(call)]),
+            };
+            line.write(&bytes, bytes.len() as u64);
+            line
+        });
+        let told = calls.await.unwrap();
+        // It has no receipt, so nothing ran; or it had begun, and nobody knows what else.
+        assert_eq!(told.cause(), Some(Cause::Malformed), "{case}: {told}");
+        assert!(page.is_ended(), "{case}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_caller_that_gives_more_credit_than_it_took_chunks_loses_its_connection() {
+    let node = TestNode::start();
+    let here = Node::connect(node.run_dir()).unwrap();
+    let server = here
+        .serve_async(&service("stream"))
+        .method(&method("echo"), |_| std::future::pending())
+        .start()
+        .await
+        .unwrap();
+    let hostile = Hostile::connect(&node);
+    for stream in [true, false] {
+        let (granted, socket) = tokio::task::block_in_place(|| hostile.open("stream", 1));
+        let line = Line::new(socket);
+        let (header, ext) = call_frame(&granted);
+        let header = Header { flags: if stream { flags::STREAM } else { 0 }, ..header };
+        let mut bytes = [&header.encode_summed()[..], &ext].concat();
+        bytes.resize(bytes.len().next_multiple_of(8), 0);
+        let code = STREAM_CREDIT + 1;
+        let credit = Header { code, ..Header::new(Kind::Credit, header.call) };
+        bytes.extend_from_slice(&credit.encode_summed());
+        line.write(&bytes, bytes.len() as u64);
+        assert!(tokio::task::block_in_place(|| line.is_ended()));
+    }
+    tokio::task::spawn_blocking(move || drop(server)).await.unwrap();
 }

@@ -38,8 +38,8 @@ fn double(order: Order) -> Result<Order, Failure> {
     }
 }
 
-fn failed(told: CallError, code: u32, words: &str) {
-    let CallError::Failed { code: said, message } = &told else { panic!("{told}") };
+fn failed(told: &CallError, code: u32, words: &str) {
+    let CallError::Failed { code: said, message } = told else { panic!("{told}") };
     assert!(*said == code && message.contains(words), "{told}");
 }
 
@@ -59,21 +59,21 @@ fn threads_speak_values_and_what_cannot_be_read_has_a_code() {
     let order = |count| Order { item: "tea".to_owned(), count };
     assert_eq!(shop.call_json(&method("json"), &order(2)), Ok(order(4)));
     assert_eq!(shop.call_postcard(&method("postcard"), &order(2)), Ok(order(4)));
-    failed(shop.call_json::<_, Order>(&method("json"), &order(0)).unwrap_err(), 9, "nothing");
+    failed(&shop.call_json::<_, Order>(&method("json"), &order(0)).unwrap_err(), 9, "nothing");
     for name in ["json", "postcard"] {
         let told = shop.call(&method(name), b"\"").unwrap_err();
-        failed(told, CODE_QUESTION_UNREADABLE, "cannot be read as");
+        failed(&told, CODE_QUESTION_UNREADABLE, "cannot be read as");
     }
     let long = [postcard::to_stdvec(&order(1)).unwrap(), vec![0]].concat();
     let told = shop.call(&method("postcard"), &long).unwrap_err();
-    failed(told, CODE_QUESTION_UNREADABLE, "1 bytes are left over");
+    failed(&told, CODE_QUESTION_UNREADABLE, "1 bytes are left over");
     let told = shop.call_json::<_, Order>(&method("odd"), &()).unwrap_err();
-    failed(told, CODE_REPLY_UNWRITABLE, "key must be a string");
+    failed(&told, CODE_REPLY_UNWRITABLE, "key must be a string");
     for told in [
         shop.call_json::<_, Order>(&method("noise"), &()).unwrap_err(),
         shop.call_postcard::<_, Order>(&method("noise"), &()).unwrap_err(),
     ] {
-        failed(told, CODE_REPLY_UNREADABLE, "it was executed");
+        failed(&told, CODE_REPLY_UNREADABLE, "it was executed");
     }
     let told = shop.call_json::<_, ()>(&method("json"), &odd()).unwrap_err();
     assert!(matches!(told, CallError::NotExecuted { cause: Cause::Malformed, .. }), "{told}");
@@ -93,10 +93,10 @@ async fn tasks_speak_values_too() {
     assert_eq!(shop.call_json(&method("json"), &order(3)).await, Ok(order(6)));
     assert_eq!(shop.call_postcard(&method("postcard"), &order(3)).await, Ok(order(6)));
     let told = shop.call_json::<_, Order>(&method("json"), "no order").await.unwrap_err();
-    failed(told, CODE_QUESTION_UNREADABLE, "JSON");
+    failed(&told, CODE_QUESTION_UNREADABLE, "JSON");
     let name = method("postcard");
     let told =
         shop.request(&name).priority(3).call_postcard::<_, Order>(&order(0)).await.unwrap_err();
-    failed(told, 9, "nothing");
+    failed(&told, 9, "nothing");
     tokio::task::spawn_blocking(move || drop(server)).await.unwrap();
 }

@@ -1,6 +1,7 @@
 //! Calling: what threads and tasks share.
 
 pub(crate) mod gather;
+pub(crate) mod stream;
 pub(crate) mod tasks;
 pub(crate) mod threads;
 
@@ -12,7 +13,7 @@ use kumo_abi::call::{
     BODY_BYTES_MAX, Cause, HOPS_MAX, Method, NOTICE_WAIT_MS_MAX, ServiceName, Status,
 };
 use kumo_abi::control::{End, Granted, Open, Resume};
-use kumo_abi::frame::{Extensions, Group, Header, Kind};
+use kumo_abi::frame::{Extensions, Group, Header, Kind, flags};
 use kumo_abi::page::{InFlight, Side, Span};
 
 use crate::carrier::remote::Facts;
@@ -205,6 +206,9 @@ fn notice_wait_ns(link: &Link, deadline_ns: u64) -> u64 {
 fn hear(flight: &mut Flight, frame: Frame) -> Result<Option<Result<Bytes, CallError>>, Stop> {
     let event = match frame.header.kind {
         Kind::Received => Event::Received,
+        Kind::Reply if frame.header.flags & flags::STREAM != 0 => {
+            return Err(Stop::Passed("a stream that nobody asked for"));
+        }
         Kind::Reply => Event::Answer(Status::Done),
         Kind::Error => match Status::from_number(frame.header.code) {
             Some(Status::Done) | None => return Err(Stop::Passed("an error without a status")),

@@ -4,6 +4,7 @@
 //! a page before the handler runs), handled, answered. A handler that panics is told as PANIC and
 //! harms nobody else. A peer that breaks the protocol loses its connection, and nobody else notices.
 
+pub(crate) mod stream;
 pub(crate) mod tasks;
 pub(crate) mod threads;
 
