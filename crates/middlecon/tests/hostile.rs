@@ -15,14 +15,14 @@ use kumo_abi::call::{Cause, Method, ServiceName};
 use kumo_abi::control::{
     self, FromNode, Granted, Incoming, Open, PACKET_BYTES_MAX, SOCKET_NAME, Serve, ToNode,
 };
-use kumo_abi::frame::{Extensions, HEADER_BYTES, Header, Kind, STREAM_CREDIT, flags};
+use kumo_abi::frame::{Chain, Extensions, HEADER_BYTES, Header, Kind, STREAM_CREDIT, flags};
 use kumo_abi::page::connection::{
     MAGIC, MAGIC_AT, READ_AT, RING_AT, RING_BYTES, WRITTEN_AT, len_bytes,
 };
 use kumo_abi::page::program;
 use kumo_sys::packet::{self, Wait};
 use kumo_sys::{OwnPage, PeerPage};
-use middlecon::{CallError, Node, Server};
+use middlecon::{CallError, Context, Node, Server};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use support::TestNode;
 
@@ -437,4 +437,45 @@ async fn a_caller_that_gives_more_credit_than_it_took_chunks_loses_its_connectio
         assert!(tokio::task::block_in_place(|| line.is_ended()));
     }
     tokio::task::spawn_blocking(move || drop(server)).await.unwrap();
+}
+
+#[test]
+fn a_call_that_would_wait_for_itself_is_not_even_sent() {
+    let node = TestNode::start();
+    let here = Node::connect(node.run_dir()).unwrap();
+    let callee = Hostile::connect(&node);
+    callee.serve("self");
+    let s = here.service(&service("self"));
+    std::thread::scope(|scope| {
+        let learns =
+            scope.spawn(|| s.request(&method("go")).budget(Duration::from_secs(5)).call(b""));
+        let (incoming, socket) = callee.incoming();
+        let line = Line::new(socket);
+        let mut packet = [0; 256];
+        let (_, fds) = packet::receive(&line.socket, &mut packet, 1, Wait::Yes).unwrap();
+        let page = PeerPage::new(&fds[0], len_bytes(true)).unwrap();
+        support::until("it calls", || page.load(WRITTEN_AT, Ordering::Acquire) > 0);
+        let written = page.load(WRITTEN_AT, Ordering::Acquire);
+        let mut head = [0; HEADER_BYTES];
+        page.copy_out(RING_AT, &mut head);
+        let call = Header::decode_summed(&head).unwrap().call;
+        let reply = Header::new(Kind::Reply, call).encode_summed();
+        line.write(&reply, HEADER_BYTES as u64);
+        assert_eq!(learns.join().unwrap().unwrap(), "");
+
+        // The same connection, in the context of a call that came through this callee.
+        let mut chain = Vec::new();
+        Chain::push(&mut chain, incoming.instance, &service("self"));
+        let chain: Vec<String> = chain.iter().map(|byte| format!("{byte:02x}")).collect();
+        let root = Context::root(Duration::from_secs(5)).export();
+        let context =
+            Context::import(&root.replace("..", &format!(".{}.", chain.concat()))).unwrap();
+        let told = context.enter(|| s.call(&method("go"), b"")).unwrap_err();
+        let CallError::NotExecuted { cause: Cause::Cycle, path, .. } = &told else {
+            panic!("{told}")
+        };
+        let path: Vec<&str> = path.iter().map(|hop| hop.service.as_str()).collect();
+        assert_eq!(path, ["self", "self"]);
+        assert_eq!(page.load(WRITTEN_AT, Ordering::Acquire), written, "nothing was sent");
+    });
 }

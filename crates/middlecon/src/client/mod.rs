@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use kumo_abi::call::{
-    BODY_BYTES_MAX, Cause, HOPS_MAX, Method, NOTICE_WAIT_MS_MAX, ServiceName, Status,
+    BODY_BYTES_MAX, Cause, HOPS_MAX, Hop, Method, NOTICE_WAIT_MS_MAX, Reentrancy, ServiceName,
+    Status,
 };
 use kumo_abi::control::{End, Granted, Open, Resume};
 use kumo_abi::frame::{Extensions, Group, Header, Kind, flags};
@@ -167,12 +168,26 @@ fn status(result: &Result<Bytes, CallError>) -> Status {
     result.as_ref().map_or_else(CallError::status, |_| Status::Done)
 }
 
-fn check_grant(granted: &Granted, service: &ServiceName, method: &Method) -> Result<(), CallError> {
-    if granted.methods.iter().any(|pattern| pattern.allows(method.as_str())) {
-        return Ok(());
+/// Refuses what this callee would refuse, before anything is sent.
+fn check_grant(
+    granted: &Granted,
+    service: &ServiceName,
+    prepared: &Prepared,
+) -> Result<(), CallError> {
+    let method = &prepared.method;
+    if !granted.methods.iter().any(|pattern| pattern.allows(method.as_str())) {
+        let message = format!("no grant for `{method}` of {service}");
+        return Err(CallError::not_executed(Cause::Denied, message));
     }
-    let message = format!("no grant for `{method}` of {service}");
-    Err(CallError::not_executed(Cause::Denied, message))
+    let (chain, instance) = (prepared.context.chain(), granted.serving.instance);
+    if granted.reentrancy == Reentrancy::Reject && chain.contains(instance) {
+        let mut path = chain.hops();
+        path.push(Hop { instance, service: service.clone() });
+        let message = format!("the call would wait for {service} itself");
+        let cause = Cause::Cycle;
+        return Err(CallError::NotExecuted { cause, message, path, retry_after_ms: None });
+    }
+    Ok(())
 }
 
 fn resume(granted: &Granted, service: &ServiceName) -> Resume {

@@ -75,7 +75,7 @@ impl AsyncRequest<'_> {
             let used_before = line.wires.used.swap(true, Ordering::Relaxed);
             // Beside what may be sent ahead: that it begins, and that it ends.
             let (send, pieces) = mpsc::channel(STREAM_CREDIT as usize + 2);
-            let flying = line.take_off(seat, &prepared, Wake::Stream(send));
+            let flying = line.take_off(&seat, &prepared, Wake::Stream(send));
             let mut chunks =
                 Chunks { flying, prepared, pieces, owed: 0, begun: false, reply: None };
             match chunks.begin(body).await {

@@ -596,7 +596,7 @@ impl Line {
     }
 
     async fn pulse(&self, prepared: &Prepared, body: &[u8]) -> Result<(), CallError> {
-        check_grant(&self.wires.granted, &self.service, &prepared.method)?;
+        check_grant(&self.wires.granted, &self.service, prepared)?;
         let call = prepared.header(&self.wires.granted, 0, now_ns());
         let header = Header { kind: Kind::Pulse, ..call };
         if body.len() > PULSE_BYTES_MAX {
@@ -610,7 +610,7 @@ impl Line {
 
     async fn call(self: &Arc<Line>, seat: Seat, prepared: &Prepared, body: &[u8]) -> Outcome {
         let (wake, answer) = oneshot::channel();
-        let flying = self.take_off(seat, prepared, Wake::Reply(wake));
+        let flying = self.take_off(&seat, prepared, Wake::Reply(wake));
         let (id, start_ns) = (flying.id, flying.start_ns);
         let result = flying.fly(prepared, body, answer).await;
         prepared.show(&self.held.shared, id, start_ns, &result);
@@ -620,7 +620,7 @@ impl Line {
     /// A call that is in flight from now on, and soon sent.
     pub(super) fn take_off(
         self: &Arc<Line>,
-        seat: Seat,
+        seat: &Seat,
         prepared: &Prepared,
         wake: Wake,
     ) -> Flying {
@@ -676,7 +676,7 @@ impl Flying {
     }
 
     pub(super) fn check(&self, prepared: &Prepared) -> Result<(), CallError> {
-        check_grant(&self.line.wires.granted, &self.line.service, &prepared.method)
+        check_grant(&self.line.wires.granted, &self.line.service, prepared)
     }
 
     async fn fly(

@@ -269,7 +269,7 @@ impl Connection {
     fn call(&mut self, prepared: &Prepared, body: &[u8]) -> Result<Bytes, CallError> {
         let id = self.next_id;
         self.next_id = id.wrapping_add(1).max(1);
-        check_grant(&self.granted, &self.service, &prepared.method)?;
+        check_grant(&self.granted, &self.service, prepared)?;
         let start_ns = now_ns();
         let header = prepared.header(&self.granted, id, start_ns);
         let program = &self.held.shared.program;
