@@ -33,6 +33,10 @@ pub const BODY_BYTES_MAX: usize = 64 * 1024;
 /// Largest frame.
 pub const FRAME_BYTES_MAX: usize = HEADER_BYTES + EXT_BYTES_MAX + BODY_BYTES_MAX;
 
+/// Chunks of a stream that its callee may send before its caller has taken any, and at most ahead of it
+/// later: half a megabyte of memory for each stream that is read slowly.
+pub const STREAM_CREDIT: u32 = 8;
+
 /// Longest text that says on whose behalf a call is made.
 pub const ON_BEHALF_BYTES_MAX: usize = 255;
 

@@ -91,6 +91,19 @@ impl CallError {
 /// The code of a [`Failure`] that a handler passed on from a call of its own.
 pub const CODE_NESTED: u32 = 0xff_fffe;
 
+/// The code of a [`Failure`] whose question is not what the handler takes; it did not run.
+pub const CODE_QUESTION_UNREADABLE: u32 = 0xff_fffd;
+
+/// The code of a [`Failure`] of a handler that ran, and whose reply cannot be written.
+pub const CODE_REPLY_UNWRITABLE: u32 = 0xff_fffc;
+
+/// The code of [`CallError::Failed`] for a handler that ran, and whose reply its caller cannot read.
+pub const CODE_REPLY_UNREADABLE: u32 = 0xff_fffb;
+
+/// The code of a [`Failure`] of a method that answers with a stream, and was called for one reply. Its
+/// handler did not run.
+pub const CODE_STREAMS: u32 = 0xff_fffa;
+
 /// A handler's no.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {

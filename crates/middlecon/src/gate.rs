@@ -1,12 +1,15 @@
 //! The slots of a server in use: who may run, and who waits for its turn.
 
 use std::collections::HashMap;
-use std::sync::mpsc::{RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use rustix::event::{EventfdFlags, PollFlags, eventfd};
 use tokio::sync::oneshot;
 
+use crate::carrier::Stop;
+use crate::carrier::local::wait;
 use crate::rules::slots::{Asked, Slot, Slots, Ticket};
 use crate::time::now_ns;
 
@@ -21,18 +24,58 @@ struct State {
 
 /// Whom to tell that it is its turn.
 enum Turn {
-    Thread(SyncSender<Slot>),
+    Thread(Arc<Bell>),
     Task(oneshot::Sender<Slot>),
+}
+
+/// Where a thread that waits finds its slot: a descriptor, so that it can wait for its caller's end, too.
+struct Bell {
+    rings: OwnedFd,
+    place: Mutex<Place>,
+}
+
+enum Place {
+    Empty,
+    Slot(Slot),
+    /// Nobody waits any more.
+    Left,
+}
+
+impl Bell {
+    fn new() -> rustix::io::Result<Bell> {
+        let rings = eventfd(0, EventfdFlags::CLOEXEC)?;
+        Ok(Bell { rings, place: Mutex::new(Place::Empty) })
+    }
+
+    fn place(&self) -> MutexGuard<'_, Place> {
+        self.place.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn come(&self, slot: Slot) -> Result<(), Slot> {
+        let mut place = self.place();
+        if matches!(*place, Place::Left) {
+            return Err(slot);
+        }
+        *place = Place::Slot(slot);
+        // It takes one number, once: there is room.
+        let _ = rustix::io::write(&self.rings, &1_u64.to_ne_bytes());
+        Ok(())
+    }
+
+    /// The slot, if its turn has come; after this none will.
+    fn leave(&self) -> Option<Slot> {
+        match std::mem::replace(&mut *self.place(), Place::Left) {
+            Place::Slot(slot) => Some(slot),
+            Place::Empty | Place::Left => None,
+        }
+    }
 }
 
 impl Turn {
     /// Hands the slot over; it comes back if nobody waits any more.
     fn come(self, slot: Slot) -> Result<(), Slot> {
         match self {
-            // There is room for the one slot it is sent, and the waiter looks once more as it leaves.
-            Turn::Thread(thread) => thread.try_send(slot).map_err(|error| match error {
-                TrySendError::Full(slot) | TrySendError::Disconnected(slot) => slot,
-            }),
+            Turn::Thread(bell) => bell.come(slot),
             Turn::Task(task) => task.send(slot),
         }
     }
@@ -51,6 +94,10 @@ pub(crate) enum Closed {
     Busy,
     /// Its budget was spent waiting.
     Deadline,
+    /// Its caller gave up waiting.
+    Cancelled,
+    /// This process has no descriptor to wait with.
+    Exhausted,
 }
 
 impl Gate {
@@ -67,11 +114,13 @@ impl Gate {
         Pass { gate: self.clone(), slot: Some(slot) }
     }
 
-    /// A slot for a call at this hop; blocks the thread for it until the deadline.
+    /// A slot for a call at this hop; blocks the thread for it until the deadline, and while `upstream`, the
+    /// connection of its caller, has not ended.
     pub(crate) fn wait(
         self: &Arc<Gate>,
         hop: u8,
         priority: u8,
+        upstream: Option<BorrowedFd<'_>>,
         deadline_ns: u64,
     ) -> Result<Pass, Closed> {
         let mut state = self.state();
@@ -80,19 +129,30 @@ impl Gate {
             Asked::Busy => return Err(Closed::Busy),
             Asked::Wait(ticket) => ticket,
         };
-        let (turn, wait) = sync_channel(1);
-        state.turns.insert(ticket, Turn::Thread(turn));
+        let Ok(bell) = Bell::new() else {
+            state.slots.leave(ticket);
+            return Err(Closed::Exhausted);
+        };
+        let bell = Arc::new(bell);
+        state.turns.insert(ticket, Turn::Thread(bell.clone()));
         drop(state);
-        let left = Duration::from_nanos(deadline_ns.saturating_sub(now_ns()));
-        match wait.recv_timeout(left) {
-            Ok(slot) => Ok(self.pass(slot)),
-            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
-                self.leave(ticket);
+        let waited = wait(&bell.rings, PollFlags::IN, upstream, deadline_ns);
+        self.leave(ticket);
+        let closed = match (waited, bell.leave()) {
+            (Ok(()) | Err(Stop::Deadline), Some(slot)) => return Ok(self.pass(slot)),
+            (waited, slot) => {
                 // Its turn came in the last moment: the slot goes to the next.
-                wait.try_recv().into_iter().for_each(|slot| self.free(slot));
-                Err(Closed::Deadline)
+                if let Some(slot) = slot {
+                    self.free(slot);
+                }
+                match waited {
+                    Err(Stop::Cancelled) => Closed::Cancelled,
+                    Err(Stop::Io(_)) => Closed::Exhausted,
+                    _ => Closed::Deadline,
+                }
             }
-        }
+        };
+        Err(closed)
     }
 
     /// As [`Gate::wait`], for a task. Dropped, it no longer waits.
@@ -176,27 +236,51 @@ impl Drop for Pass {
 mod tests {
     use super::*;
     use crate::time::NEVER_NS;
+    use std::os::fd::AsFd;
     use std::sync::Barrier;
 
     #[test]
     fn a_turn_comes_and_a_spent_budget_leaves_no_slot_lost() {
         let gate = Gate::new(0, 1);
-        let first = gate.wait(1, 0, NEVER_NS).map_err(drop).expect("the reserved one");
-        assert_eq!(gate.wait(1, 0, now_ns() + 1_000_000).err(), Some(Closed::Deadline));
+        let first = gate.wait(1, 0, None, NEVER_NS).map_err(drop).expect("the reserved one");
+        assert_eq!(gate.wait(1, 0, None, now_ns() + 1_000_000).err(), Some(Closed::Deadline));
         let barrier = Barrier::new(2);
         std::thread::scope(|scope| {
             let waiter = scope.spawn(|| {
                 barrier.wait();
-                gate.wait(1, 0, NEVER_NS).is_ok()
+                gate.wait(1, 0, None, NEVER_NS).is_ok()
             });
             barrier.wait();
             while gate.state().slots.waiting() == 0 {
                 std::thread::yield_now();
             }
-            assert_eq!(gate.wait(1, 0, NEVER_NS).err(), Some(Closed::Busy));
+            assert_eq!(gate.wait(1, 0, None, NEVER_NS).err(), Some(Closed::Busy));
             drop(first);
             assert!(waiter.join().expect("no panic"));
         });
-        assert!(gate.wait(1, 0, NEVER_NS).is_ok(), "the waiter has given it back");
+        assert!(gate.wait(1, 0, None, NEVER_NS).is_ok(), "the waiter has given it back");
+    }
+
+    #[test]
+    fn who_gives_up_leaves_the_queue_at_once_and_another_has_the_place() {
+        let gate = Gate::new(0, 1);
+        let first = gate.wait(1, 0, None, NEVER_NS).map_err(drop).expect("the reserved one");
+        let (upstream, caller) = std::os::unix::net::UnixStream::pair().expect("a pair");
+        let queued = || {
+            while gate.state().slots.waiting() == 0 {
+                std::thread::yield_now();
+            }
+        };
+        std::thread::scope(|scope| {
+            let waiter = scope.spawn(|| gate.wait(1, 0, Some(upstream.as_fd()), NEVER_NS).err());
+            queued();
+            drop(caller);
+            assert_eq!(waiter.join().expect("no panic"), Some(Closed::Cancelled));
+            assert!(gate.state().turns.is_empty(), "nothing of it is left");
+            let next = scope.spawn(|| gate.wait(1, 0, None, NEVER_NS).is_ok());
+            queued();
+            drop(first);
+            assert!(next.join().expect("no panic"));
+        });
     }
 }

@@ -30,6 +30,7 @@
 //! | `context` | what nested calls inherit |
 //! | `secure` | TLS with programs of other hosts |
 //! | `program` | what this program shows its node |
+//! | `values` | values in the place of bytes, with the features `json` and `postcard` |
 
 pub mod broker;
 mod carrier;
@@ -43,16 +44,23 @@ pub mod rules;
 mod secure;
 mod server;
 mod time;
+#[cfg(any(feature = "json", feature = "postcard"))]
+mod values;
 mod watch;
 
 pub use client::gather::{Enough, GROUP_MAX, Member, gather};
+pub use client::stream::Chunks;
 pub use client::tasks::{AsyncRequest, AsyncService, PULSE_BYTES_MAX};
 pub use client::threads::ping::{Answerer, Pong};
 pub use client::threads::{Request, Service};
 pub use context::Context;
-pub use error::{CODE_NESTED, CallError, Failure};
+pub use error::{
+    CODE_NESTED, CODE_QUESTION_UNREADABLE, CODE_REPLY_UNREADABLE, CODE_REPLY_UNWRITABLE,
+    CODE_STREAMS, CallError, Failure,
+};
 pub use node::{Node, NodeError, Welcome};
 pub use secure::Secure;
+pub use server::stream::Outlet;
 pub use server::tasks::{AsyncBuilder, AsyncCall};
 pub use server::threads::{Builder, Call};
 pub use server::{CONNECTIONS_MAX, Server};

@@ -276,6 +276,89 @@ fn a_drained_server_finishes_what_it_began_if_it_has_the_time() {
 }
 
 #[test]
+fn callers_of_a_drained_server_go_to_another_with_their_next_call() {
+    let node = TestNode::start();
+    for ring in [true, false] {
+        let nodes = [(); 3].map(|()| Node::connect(node.run_dir()).unwrap());
+        let serve = |node: &Node, inside: &Arc<Barrier>| {
+            let inside = inside.clone();
+            let builder = node.serve(&service("s")).ring(ring).method(&method("meet"), move |_| {
+                inside.wait();
+                Ok(Bytes::new())
+            });
+            builder.method(&method("fine"), |_| Ok(Bytes::new())).start().unwrap()
+        };
+        // More idle connections than attempts are made.
+        let inside = Arc::new(Barrier::new(8));
+        let first = serve(&nodes[0], &inside);
+        let s = nodes[2].service(&service("s"));
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| s.call(&method("meet"), b"").unwrap());
+            }
+        });
+        assert_eq!(s.idle(), 8);
+        let second = serve(&nodes[1], &inside);
+        assert!(first.drain(Duration::from_secs(10)));
+        s.call(&method("fine"), b"").unwrap();
+        assert_eq!(s.idle(), 1, "those that were sent away are closed");
+        drop((first, second));
+    }
+}
+
+#[test]
+fn who_gives_up_waiting_for_a_slot_leaves_the_queue_at_once() {
+    let node = TestNode::start();
+    let here = Node::connect(node.run_dir()).unwrap();
+    let (inside, ran) = (Arc::new(Barrier::new(3)), Arc::new(AtomicUsize::new(0)));
+    let (handler_inside, counted) = (inside.clone(), ran.clone());
+    let _server = here
+        .serve(&service("s"))
+        .slots(1)
+        .credit(1)
+        .method(&method("wait"), move |_| {
+            counted.fetch_add(1, Ordering::SeqCst);
+            handler_inside.wait();
+            Ok(Bytes::new())
+        })
+        .start()
+        .unwrap();
+    let s = here.service(&service("s"));
+    let budget = Duration::from_millis(20);
+    let is_full = || {
+        let told = s.request(&method("wait")).budget(budget).call(b"").unwrap_err();
+        assert!(matches!(told, CallError::NotExecuted { .. }), "{told}");
+        told.cause() == Some(Cause::Busy)
+    };
+    std::thread::scope(|scope| {
+        let calls = [(); 2].map(|()| scope.spawn(|| s.call(&method("wait"), b"")));
+        support::until("both run", || ran.load(Ordering::SeqCst) == 2);
+        let (reader, writer) = std::io::pipe().unwrap();
+        let context = Context::root(Duration::from_secs(60)).given_up_with(reader.into());
+        let s = &s;
+        // Those that look whether the place is taken may have it for a moment.
+        let waits = scope.spawn(move || {
+            loop {
+                match context.enter(|| s.call(&method("wait"), b"")) {
+                    Err(CallError::NotExecuted { cause: Cause::Busy, .. }) => {}
+                    told => return told,
+                }
+            }
+        });
+        support::until("the only place in the queue is taken", is_full);
+        drop(writer);
+        let told = waits.join().unwrap().unwrap_err();
+        assert!(matches!(told, CallError::NotExecuted { cause: Cause::Cancelled, .. }), "{told}");
+        support::until("the place is free, long before its budget is spent", || !is_full());
+        inside.wait();
+        for call in calls {
+            call.join().unwrap().unwrap();
+        }
+    });
+    assert_eq!(ran.load(Ordering::SeqCst), 2);
+}
+
+#[test]
 fn a_server_without_time_to_drain_ends_its_calls() {
     let node = TestNode::start();
     let here = Node::connect(node.run_dir()).unwrap();

@@ -202,6 +202,45 @@ async fn cancelled_calls_give_their_places_back() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_drained_server_sends_its_callers_away_and_finishes_what_it_began() {
+    let node = TestNode::start();
+    let nodes = [(); 3].map(|()| Node::connect(node.run_dir()).unwrap());
+    let go_on = Arc::new(tokio::sync::Notify::new());
+    let inside = Inside::default();
+    let serve = async |node: &Node, name: &'static str| {
+        let (go_on, inside) = (go_on.clone(), inside.clone());
+        let builder = node.serve_async(&service("s")).method(&method("slow"), move |_| {
+            let (go_on, stay) = (go_on.clone(), inside.enter());
+            async move {
+                let _stay = stay;
+                go_on.notified().await;
+                Ok(name.into())
+            }
+        });
+        let builder = builder.method(&method("who"), move |_| async move { Ok(name.into()) });
+        builder.start().await.unwrap()
+    };
+    let first = serve(&nodes[0], "first").await;
+    let s = nodes[2].service_async(&service("s"));
+    let slow = tokio::spawn({
+        let s = s.clone();
+        async move { s.call(&method("slow"), b"").await }
+    });
+    until("it is inside", || inside.entered() == 1).await;
+    let second = serve(&nodes[1], "second").await;
+    let drained = tokio::task::spawn_blocking(move || first.drain(Duration::from_secs(10)));
+    // Its connection is still there, with a call on it, but no new call is made there: also the number of
+    // free places says so, without any call that was told DRAINING.
+    until("no connection is left for new calls", || s.connections() == 0).await;
+    assert_eq!(s.call(&method("who"), b"").await.unwrap(), "second");
+    assert_eq!(inside.left(), 0);
+    go_on.notify_one();
+    assert_eq!(slow.await.unwrap().unwrap(), "first");
+    assert!(drained.await.unwrap());
+    tokio::task::spawn_blocking(move || drop(second)).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_handler_whose_budget_is_spent_is_dropped_and_calls_inherit_what_is_left() {
     let node = TestNode::start();
     let here = Node::connect(node.run_dir()).unwrap();

@@ -15,14 +15,14 @@ use kumo_abi::call::{Cause, Method, ServiceName};
 use kumo_abi::control::{
     self, FromNode, Granted, Incoming, Open, PACKET_BYTES_MAX, SOCKET_NAME, Serve, ToNode,
 };
-use kumo_abi::frame::{Extensions, Header, Kind, flags};
+use kumo_abi::frame::{Chain, Extensions, HEADER_BYTES, Header, Kind, STREAM_CREDIT, flags};
 use kumo_abi::page::connection::{
     MAGIC, MAGIC_AT, READ_AT, RING_AT, RING_BYTES, WRITTEN_AT, len_bytes,
 };
 use kumo_abi::page::program;
-use kumo_sys::OwnPage;
 use kumo_sys::packet::{self, Wait};
-use middlecon::{CallError, Node, Server};
+use kumo_sys::{OwnPage, PeerPage};
+use middlecon::{CallError, Context, Node, Server};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use support::TestNode;
 
@@ -157,6 +157,31 @@ fn serve(node: &TestNode) -> (Node, Server) {
         .start()
         .unwrap();
     (here, server)
+}
+
+#[test]
+fn a_caller_hears_that_its_callee_goes_away_before_the_connection_ends() {
+    let node = TestNode::start();
+    let (_here, server) = serve(&node);
+    let caller = Hostile::connect(&node);
+    let (_, socket) = caller.open("echo", 1);
+    let line = Line::new(socket);
+    let mut packet = [0; 256];
+    let (_, fds) = packet::receive(&line.socket, &mut packet, 1, Wait::Yes).unwrap();
+    let page = PeerPage::new(&fds[0], len_bytes(true)).unwrap();
+    // It says hello before it is one of those that are drained: it answers a ping only after that.
+    let ping = Header::new(Kind::Ping, 1).encode_summed();
+    line.write(&ping, HEADER_BYTES as u64);
+    support::until("it answers", || page.load(WRITTEN_AT, Ordering::Acquire) > 0);
+    assert!(server.drain(Duration::from_secs(10)));
+    assert!(line.is_ended());
+    let mut frames = [0; 2 * HEADER_BYTES];
+    page.copy_out(RING_AT, &mut frames);
+    assert_eq!(page.load(WRITTEN_AT, Ordering::Acquire), frames.len() as u64);
+    let kinds = frames
+        .chunks(HEADER_BYTES)
+        .map(|frame| Header::decode_summed(frame.first_chunk().unwrap()).unwrap().kind);
+    assert_eq!(kinds.collect::<Vec<_>>(), [Kind::Pong, Kind::Goaway]);
 }
 
 #[test]
@@ -331,5 +356,126 @@ fn a_callee_that_lies_is_told_to_its_caller_as_malformed() {
         let told = call.join().unwrap().unwrap_err();
         assert!(matches!(told, CallError::NotExecuted { cause: Cause::Deadline, .. }), "{told}");
         println!("a deadline of 100 ms was told after {:?}", began.elapsed());
+    });
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_callee_that_sends_more_of_a_stream_than_it_may_is_believed_no_more() {
+    let node = TestNode::start();
+    let here = Node::connect(node.run_dir()).unwrap();
+    let hostile = Hostile::connect(&node);
+    let begin = |call| Header { flags: flags::STREAM, ..Header::new(Kind::Reply, call) };
+    let chunk = |call| Header { len_bytes: 8, ..Header::new(Kind::Chunk, call) };
+    let put = |headers: &[Header]| {
+        let mut bytes = Vec::new();
+        for header in headers {
+            bytes.extend_from_slice(&header.encode_summed());
+            bytes.resize(bytes.len() + header.len_bytes as usize, 7);
+        }
+        bytes
+    };
+    hostile.serve("stream");
+    for case in ["too many chunks", "a chunk before it begins", "two beginnings", "unasked"] {
+        let s = here.service_async(&service("stream"));
+        let calls = tokio::spawn(async move {
+            match case {
+                "unasked" => s.call(&method("go"), b"").await.unwrap_err(),
+                _ => match s.stream(&method("go"), b"").await {
+                    Ok(mut chunks) => chunks.rest().await.unwrap_err(),
+                    Err(error) => error,
+                },
+            }
+        });
+        let page = tokio::task::block_in_place(|| {
+            let (_, socket) = hostile.incoming();
+            let line = Line::new(socket);
+            let mut packet = [0; 256];
+            let (_, fds) = packet::receive(&line.socket, &mut packet, 1, Wait::Yes).unwrap();
+            let peer = PeerPage::new(&fds[0], len_bytes(true)).unwrap();
+            support::until("it calls", || peer.load(WRITTEN_AT, Ordering::Acquire) > 0);
+            let mut head = [0; HEADER_BYTES];
+            peer.copy_out(RING_AT, &mut head);
+            let call = Header::decode_summed(&head).unwrap().call;
+            let bytes = match case {
+                "too many chunks" => put(&[vec![begin(call)], vec![chunk(call); 200]].concat()),
+                "a chunk before it begins" => put(&[chunk(call)]),
+                "two beginnings" => put(&[begin(call), begin(call)]),
+                _ => put(&[begin(call)]),
+            };
+            line.write(&bytes, bytes.len() as u64);
+            line
+        });
+        let told = calls.await.unwrap();
+        // It has no receipt, so nothing ran; or it had begun, and nobody knows what else.
+        assert_eq!(told.cause(), Some(Cause::Malformed), "{case}: {told}");
+        assert!(page.is_ended(), "{case}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_caller_that_gives_more_credit_than_it_took_chunks_loses_its_connection() {
+    let node = TestNode::start();
+    let here = Node::connect(node.run_dir()).unwrap();
+    let server = here
+        .serve_async(&service("stream"))
+        .method(&method("echo"), |_| std::future::pending())
+        .start()
+        .await
+        .unwrap();
+    let hostile = Hostile::connect(&node);
+    for stream in [true, false] {
+        let (granted, socket) = tokio::task::block_in_place(|| hostile.open("stream", 1));
+        let line = Line::new(socket);
+        let (header, ext) = call_frame(&granted);
+        let header = Header { flags: if stream { flags::STREAM } else { 0 }, ..header };
+        let mut bytes = [&header.encode_summed()[..], &ext].concat();
+        bytes.resize(bytes.len().next_multiple_of(8), 0);
+        let code = STREAM_CREDIT + 1;
+        let credit = Header { code, ..Header::new(Kind::Credit, header.call) };
+        bytes.extend_from_slice(&credit.encode_summed());
+        line.write(&bytes, bytes.len() as u64);
+        assert!(tokio::task::block_in_place(|| line.is_ended()));
+    }
+    tokio::task::spawn_blocking(move || drop(server)).await.unwrap();
+}
+
+#[test]
+fn a_call_that_would_wait_for_itself_is_not_even_sent() {
+    let node = TestNode::start();
+    let here = Node::connect(node.run_dir()).unwrap();
+    let callee = Hostile::connect(&node);
+    callee.serve("self");
+    let s = here.service(&service("self"));
+    std::thread::scope(|scope| {
+        let learns =
+            scope.spawn(|| s.request(&method("go")).budget(Duration::from_secs(5)).call(b""));
+        let (incoming, socket) = callee.incoming();
+        let line = Line::new(socket);
+        let mut packet = [0; 256];
+        let (_, fds) = packet::receive(&line.socket, &mut packet, 1, Wait::Yes).unwrap();
+        let page = PeerPage::new(&fds[0], len_bytes(true)).unwrap();
+        support::until("it calls", || page.load(WRITTEN_AT, Ordering::Acquire) > 0);
+        let written = page.load(WRITTEN_AT, Ordering::Acquire);
+        let mut head = [0; HEADER_BYTES];
+        page.copy_out(RING_AT, &mut head);
+        let call = Header::decode_summed(&head).unwrap().call;
+        let reply = Header::new(Kind::Reply, call).encode_summed();
+        line.write(&reply, HEADER_BYTES as u64);
+        assert_eq!(learns.join().unwrap().unwrap(), "");
+
+        // The same connection, in the context of a call that came through this callee.
+        let mut chain = Vec::new();
+        Chain::push(&mut chain, incoming.instance, &service("self"));
+        let chain: Vec<String> = chain.iter().map(|byte| format!("{byte:02x}")).collect();
+        let root = Context::root(Duration::from_secs(5)).export();
+        let context =
+            Context::import(&root.replace("..", &format!(".{}.", chain.concat()))).unwrap();
+        let told = context.enter(|| s.call(&method("go"), b"")).unwrap_err();
+        let CallError::NotExecuted { cause: Cause::Cycle, path, .. } = &told else {
+            panic!("{told}")
+        };
+        let path: Vec<&str> = path.iter().map(|hop| hop.service.as_str()).collect();
+        assert_eq!(path, ["self", "self"]);
+        assert_eq!(page.load(WRITTEN_AT, Ordering::Acquire), written, "nothing was sent");
     });
 }

@@ -1,6 +1,7 @@
 //! Calling: what threads and tasks share.
 
 pub(crate) mod gather;
+pub(crate) mod stream;
 pub(crate) mod tasks;
 pub(crate) mod threads;
 
@@ -9,10 +10,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use kumo_abi::call::{
-    BODY_BYTES_MAX, Cause, HOPS_MAX, Method, NOTICE_WAIT_MS_MAX, ServiceName, Status,
+    BODY_BYTES_MAX, Cause, HOPS_MAX, Hop, Method, NOTICE_WAIT_MS_MAX, Reentrancy, ServiceName,
+    Status,
 };
 use kumo_abi::control::{End, Granted, Open, Resume};
-use kumo_abi::frame::{Extensions, Group, Header, Kind};
+use kumo_abi::frame::{Extensions, Group, Header, Kind, flags};
 use kumo_abi::page::{InFlight, Side, Span};
 
 use crate::carrier::remote::Facts;
@@ -166,12 +168,26 @@ fn status(result: &Result<Bytes, CallError>) -> Status {
     result.as_ref().map_or_else(CallError::status, |_| Status::Done)
 }
 
-fn check_grant(granted: &Granted, service: &ServiceName, method: &Method) -> Result<(), CallError> {
-    if granted.methods.iter().any(|pattern| pattern.allows(method.as_str())) {
-        return Ok(());
+/// Refuses what this callee would refuse, before anything is sent.
+fn check_grant(
+    granted: &Granted,
+    service: &ServiceName,
+    prepared: &Prepared,
+) -> Result<(), CallError> {
+    let method = &prepared.method;
+    if !granted.methods.iter().any(|pattern| pattern.allows(method.as_str())) {
+        let message = format!("no grant for `{method}` of {service}");
+        return Err(CallError::not_executed(Cause::Denied, message));
     }
-    let message = format!("no grant for `{method}` of {service}");
-    Err(CallError::not_executed(Cause::Denied, message))
+    let (chain, instance) = (prepared.context.chain(), granted.serving.instance);
+    if granted.reentrancy == Reentrancy::Reject && chain.contains(instance) {
+        let mut path = chain.hops();
+        path.push(Hop { instance, service: service.clone() });
+        let message = format!("the call would wait for {service} itself");
+        let cause = Cause::Cycle;
+        return Err(CallError::NotExecuted { cause, message, path, retry_after_ms: None });
+    }
+    Ok(())
 }
 
 fn resume(granted: &Granted, service: &ServiceName) -> Resume {
@@ -205,6 +221,9 @@ fn notice_wait_ns(link: &Link, deadline_ns: u64) -> u64 {
 fn hear(flight: &mut Flight, frame: Frame) -> Result<Option<Result<Bytes, CallError>>, Stop> {
     let event = match frame.header.kind {
         Kind::Received => Event::Received,
+        Kind::Reply if frame.header.flags & flags::STREAM != 0 => {
+            return Err(Stop::Passed("a stream that nobody asked for"));
+        }
         Kind::Reply => Event::Answer(Status::Done),
         Kind::Error => match Status::from_number(frame.header.code) {
             Some(Status::Done) | None => return Err(Stop::Passed("an error without a status")),

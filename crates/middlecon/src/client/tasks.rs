@@ -12,10 +12,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use kumo_abi::call::{CALLS_IN_FLIGHT_MAX, Cause, Method, ServiceName, Status};
 use kumo_abi::control::{Carrier, Connection, FromNode, Granted, ToNode};
-use kumo_abi::frame::{Group, Header, Kind};
+use kumo_abi::frame::{Group, Header, Kind, flags};
 use kumo_abi::page::Notice;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
+use super::stream::Piece;
 use super::{
     ATTEMPTS_MAX, How, NOTICE_WAIT_NS, Prepared, cause_of, check_grant, facts, hear, is_good_after,
     notice_wait_ns, resume, status, words,
@@ -38,17 +39,17 @@ pub const PULSE_BYTES_MAX: usize = kumo_abi::frame::BODY_BYTES_MAX;
 /// How long a pulse waits to be sent, at most.
 const PULSE_WAIT_MAX: Duration = Duration::from_secs(1);
 
-type Outcome = Result<Bytes, CallError>;
+pub(super) type Outcome = Result<Bytes, CallError>;
 
 /// A service, to be called by tasks of a tokio runtime. Cheap to clone; clones share their connections.
 #[derive(Clone)]
 pub struct AsyncService {
-    node: Node,
-    shared: Arc<ServiceShared>,
+    pub(super) node: Node,
+    pub(super) shared: Arc<ServiceShared>,
 }
 
-struct ServiceShared {
-    name: ServiceName,
+pub(super) struct ServiceShared {
+    pub(super) name: ServiceName,
     lines: Mutex<Vec<Arc<Line>>>,
     pulses: Mutex<Waiting>,
     /// Told when no pulse is on its way out any more.
@@ -84,9 +85,9 @@ struct Waiting {
 #[must_use = "nothing is called before `call` is awaited"]
 #[derive(Clone)]
 pub struct AsyncRequest<'a> {
-    service: &'a AsyncService,
-    method: &'a Method,
-    how: How,
+    pub(super) service: &'a AsyncService,
+    pub(super) method: &'a Method,
+    pub(super) how: How,
 }
 
 impl AsyncRequest<'_> {
@@ -220,9 +221,9 @@ impl AsyncService {
         }
     }
 
-    /// How many connections it has.
+    /// How many connections it has that take new calls.
     pub fn connections(&self) -> usize {
-        self.lines().len()
+        self.lines().iter().filter(|line| line.wires.is_good()).count()
     }
 
     fn lines(&self) -> MutexGuard<'_, Vec<Arc<Line>>> {
@@ -236,7 +237,7 @@ impl AsyncService {
         lines.iter().find_map(|line| Some((line.clone(), line.wires.seat()?)))
     }
 
-    async fn seat(&self, prepared: &Prepared) -> Result<(Arc<Line>, Seat), CallError> {
+    pub(super) async fn seat(&self, prepared: &Prepared) -> Result<(Arc<Line>, Seat), CallError> {
         if let Some(seat) = self.free_seat() {
             return Ok(seat);
         }
@@ -326,22 +327,22 @@ impl Drop for GoesBack<'_> {
 
 /// A connection that many calls share. Dropped by the last, it ends. The order of fields is that of their
 /// end.
-struct Line {
-    wires: Arc<Wires>,
+pub(super) struct Line {
+    pub(super) wires: Arc<Wires>,
     service: ServiceName,
     places: Vec<u32>,
-    held: Held,
+    pub(super) held: Held,
 }
 
 /// What calls and the task that receives share.
-struct Wires {
+pub(super) struct Wires {
     link: Arc<Link>,
-    writer: Mutex<Writer>,
+    pub(super) writer: Mutex<Writer>,
     granted: Granted,
     state: Mutex<State>,
     ended: AtomicBool,
     draining: AtomicBool,
-    used: AtomicBool,
+    pub(super) used: AtomicBool,
 }
 
 struct State {
@@ -355,18 +356,75 @@ struct State {
 /// A call that was sent, or soon will be.
 struct Pending {
     flight: Flight,
+    /// Whether the callee may send a stream, and whether it has begun to.
+    streams: bool,
+    begun: bool,
     /// Nothing once nobody waits any more.
-    wake: Option<oneshot::Sender<Outcome>>,
+    wake: Option<Wake>,
+}
+
+/// Who waits for a call.
+pub(super) enum Wake {
+    Reply(oneshot::Sender<Outcome>),
+    Stream(mpsc::Sender<Piece>),
+}
+
+impl Wake {
+    /// Says how the call ended. Who waited may have gone in this moment.
+    fn end(self, result: Outcome) {
+        match self {
+            Wake::Reply(reply) => {
+                let _ = reply.send(result);
+            }
+            // There is room: a callee that sent more than it may has lost its connection.
+            Wake::Stream(stream) => {
+                let _ = stream.try_send(Piece::End(result));
+            }
+        }
+    }
 }
 
 /// A place of a call on a connection.
-struct Seat {
+pub(super) struct Seat {
     id: u64,
 }
 
 impl Seat {
     fn index(&self) -> usize {
         (self.id % CALLS_IN_FLIGHT_MAX as u64) as usize
+    }
+}
+
+impl Pending {
+    fn begin(&mut self) -> Result<Option<Outcome>, Stop> {
+        if !self.streams || self.begun {
+            return Err(Stop::Passed("a stream that nobody asked for"));
+        }
+        self.begun = true;
+        // A handler that sends is one that runs.
+        self.flight.step(Event::Received);
+        if let Some(Wake::Stream(stream)) = &self.wake {
+            let _ = stream.try_send(Piece::Begun);
+        }
+        Ok(None)
+    }
+
+    fn chunk(&mut self, frame: Frame) -> Result<Option<Outcome>, Stop> {
+        if !self.begun {
+            return Err(Stop::Passed("a chunk of a stream that has not begun"));
+        }
+        let is_last = frame.header.flags & flags::LAST != 0;
+        if !frame.body.is_empty()
+            && let Some(Wake::Stream(stream)) = &self.wake
+        {
+            // One place is left for the end. Who reads may have gone in this moment.
+            if stream.capacity() <= 1 {
+                return Err(Stop::Passed("more of a stream than it may send"));
+            }
+            let _ = stream.try_send(Piece::Chunk(frame.body));
+        }
+        let over = is_last.then(|| self.flight.step(Event::Answer(Status::Done)));
+        Ok(over.flatten().map(|_| Ok(Bytes::new())))
     }
 }
 
@@ -410,15 +468,19 @@ impl Wires {
         let id = frame.header.call;
         let mut state = self.state();
         let Some(pending) = state.pending.get_mut(&id) else { return Ok(()) };
-        let Some(result) = hear(&mut pending.flight, frame)? else { return Ok(()) };
+        let result = match frame.header.kind {
+            Kind::Reply if frame.header.flags & flags::STREAM != 0 => pending.begin()?,
+            Kind::Chunk => pending.chunk(frame)?,
+            _ => hear(&mut pending.flight, frame)?,
+        };
+        let Some(result) = result else { return Ok(()) };
         let pending = Wires::over(&mut state, id);
         drop(state);
         if !is_good_after(&result) {
             self.draining.store(true, Ordering::Relaxed);
         }
         if let Some(wake) = pending.and_then(|pending| pending.wake) {
-            // Who waited may have gone in this moment.
-            let _ = wake.send(result);
+            wake.end(result);
         }
         Ok(())
     }
@@ -454,7 +516,7 @@ impl Wires {
             let status = pending.flight.step(Event::Stop(cause, taken));
             let status = status.unwrap_or(Status::Unknown(cause));
             if let Some(wake) = pending.wake {
-                let _ = wake.send(Err(CallError::from_status(status, words(&stop))));
+                wake.end(Err(CallError::from_status(status, words(&stop))));
             }
         }
     }
@@ -534,7 +596,7 @@ impl Line {
     }
 
     async fn pulse(&self, prepared: &Prepared, body: &[u8]) -> Result<(), CallError> {
-        check_grant(&self.wires.granted, &self.service, &prepared.method)?;
+        check_grant(&self.wires.granted, &self.service, prepared)?;
         let call = prepared.header(&self.wires.granted, 0, now_ns());
         let header = Header { kind: Kind::Pulse, ..call };
         if body.len() > PULSE_BYTES_MAX {
@@ -546,18 +608,30 @@ impl Line {
             .map_err(|stop| CallError::not_executed(cause_of(&stop), words(&stop)))
     }
 
-    async fn call(&self, seat: Seat, prepared: &Prepared, body: &[u8]) -> Outcome {
+    async fn call(self: &Arc<Line>, seat: Seat, prepared: &Prepared, body: &[u8]) -> Outcome {
         let (wake, answer) = oneshot::channel();
-        let pending = Pending { flight: Flight::default(), wake: Some(wake) };
-        self.wires.state().pending.insert(seat.id, pending);
-        let node = &self.held.shared;
-        let (start_ns, place) = (now_ns(), self.places[seat.index()]);
-        let flying = Flying { line: self, id: seat.id, place, sent: false, over: false };
-        node.program
-            .show(place, &prepared.in_flight(seat.id, self.wires.granted.connection, start_ns));
-        let result = flying.fly(prepared, body, start_ns, answer).await;
-        prepared.show(node, seat.id, start_ns, &result);
+        let flying = self.take_off(&seat, prepared, Wake::Reply(wake));
+        let (id, start_ns) = (flying.id, flying.start_ns);
+        let result = flying.fly(prepared, body, answer).await;
+        prepared.show(&self.held.shared, id, start_ns, &result);
         result
+    }
+
+    /// A call that is in flight from now on, and soon sent.
+    pub(super) fn take_off(
+        self: &Arc<Line>,
+        seat: &Seat,
+        prepared: &Prepared,
+        wake: Wake,
+    ) -> Flying {
+        let streams = matches!(wake, Wake::Stream(_));
+        let wake = Some(wake);
+        let pending = Pending { flight: Flight::default(), streams, begun: false, wake };
+        self.wires.state().pending.insert(seat.id, pending);
+        let (start_ns, place) = (now_ns(), self.places[seat.index()]);
+        let shown = prepared.in_flight(seat.id, self.wires.granted.connection, start_ns);
+        self.held.shared.program.show(place, &shown);
+        Flying { line: self.clone(), id: seat.id, place, start_ns, sent: false, over: false }
     }
 }
 
@@ -569,35 +643,51 @@ impl Drop for Line {
 }
 
 /// A call that somebody waits for. Dropped before it is over, it is cancelled.
-struct Flying<'a> {
-    line: &'a Line,
-    id: u64,
+pub(super) struct Flying {
+    pub(super) line: Arc<Line>,
+    pub(super) id: u64,
     place: u32,
+    pub(super) start_ns: u64,
     sent: bool,
-    over: bool,
+    pub(super) over: bool,
 }
 
-impl Flying<'_> {
+impl Flying {
+    /// Sends it; why it is over already, if it is. An end of the connection is told by the task that
+    /// receives, which says what became of all.
+    pub(super) async fn send(
+        &mut self,
+        prepared: &Prepared,
+        flags: u16,
+        body: &[u8],
+    ) -> Result<(), Stop> {
+        let wires = &self.line.wires;
+        if wires.ended.load(Ordering::Acquire) {
+            // That task may have gone through those that wait before we came.
+            return Err(Stop::Ended);
+        }
+        let header = Header { flags, ..prepared.header(&wires.granted, self.id, self.start_ns) };
+        self.sent = true;
+        let sent = send(&wires.writer, header, &prepared.ext, body, prepared.deadline_ns).await;
+        match sent {
+            Ok(()) | Err(Stop::Ended) => Ok(()),
+            Err(stop) => Err(stop),
+        }
+    }
+
+    pub(super) fn check(&self, prepared: &Prepared) -> Result<(), CallError> {
+        check_grant(&self.line.wires.granted, &self.line.service, prepared)
+    }
+
     async fn fly(
         mut self,
         prepared: &Prepared,
         body: &[u8],
-        start_ns: u64,
         mut answer: oneshot::Receiver<Outcome>,
     ) -> Outcome {
-        let wires = &self.line.wires;
-        check_grant(&wires.granted, &self.line.service, &prepared.method)?;
-        if wires.ended.load(Ordering::Acquire) {
-            // The task that receives may have gone through those that wait before we came.
-            return self.stop(Cause::Lost, String::new(), &mut answer);
-        }
-        let header = prepared.header(&wires.granted, self.id, start_ns);
-        self.sent = true;
-        let sent = send(&wires.writer, header, &prepared.ext, body, prepared.deadline_ns).await;
-        match sent {
-            // The task that receives sees an end, and says what became of all.
-            Ok(()) | Err(Stop::Ended) => {}
-            Err(stop) => return self.stop(cause_of(&stop), words(&stop), &mut answer),
+        self.check(prepared)?;
+        if let Err(stop) = self.send(prepared, 0, body).await {
+            return self.stop(cause_of(&stop), words(&stop), &mut answer);
         }
         let left = Duration::from_nanos(prepared.deadline_ns.saturating_sub(now_ns()));
         match tokio::time::timeout(left, &mut answer).await {
@@ -628,7 +718,7 @@ impl Flying<'_> {
     }
 
     /// Nobody waits any more. The place stays taken until the callee has answered.
-    fn give_up(&mut self) -> Taken {
+    pub(super) fn give_up(&mut self) -> Taken {
         self.over = true;
         let wires = &self.line.wires;
         if !self.sent {
@@ -657,7 +747,7 @@ impl Flying<'_> {
     }
 }
 
-impl Drop for Flying<'_> {
+impl Drop for Flying {
     fn drop(&mut self) {
         if !self.over {
             self.give_up();

@@ -29,6 +29,9 @@ use crate::time::now_ns;
 /// Idle connections of a service that are kept. Above that they are closed.
 const IDLE_MAX: usize = 64;
 
+/// Frames that an idle connection may hold, late answers of former calls. Who sends more is not called again.
+const LATE_FRAMES_MAX: usize = 64;
+
 /// A service, to be called. Cheap to clone; clones share their connections.
 #[derive(Clone)]
 pub struct Service {
@@ -116,7 +119,11 @@ impl Request<'_> {
         let mut prepared = Prepared::new(node, &service.shared.name, method, how, body.len())?;
         prepared.thread = thread_id();
         for attempt in 1.. {
-            let mut connection = service.connection(&prepared)?;
+            // Where all old ones had ended, the last attempt is not made on one more of them.
+            let mut connection = match attempt {
+                ATTEMPTS_MAX => service.open(&prepared)?,
+                _ => service.connection(&prepared)?,
+            };
             let used_before = connection.used;
             let result = connection.call(&prepared, body);
             connection.used = true;
@@ -139,10 +146,9 @@ impl Service {
     fn connection(&self, prepared: &Prepared) -> Result<Connection, CallError> {
         loop {
             let idle = self.pool().pop();
-            match idle {
-                Some(idle) if self.node.shared.notice(idle.granted.connection).is_some() => {}
-                Some(idle) => return Ok(idle),
-                None => return self.open(prepared),
+            let Some(mut idle) = idle else { return self.open(prepared) };
+            if self.node.shared.notice(idle.granted.connection).is_none() && idle.is_still_good() {
+                return Ok(idle);
             }
         }
     }
@@ -245,10 +251,25 @@ impl Connection {
         })
     }
 
+    /// Looks at what the callee said while nobody called: that it goes away, perhaps. In a ring this is one
+    /// look into memory.
+    fn is_still_good(&mut self) -> bool {
+        for _ in 0..LATE_FRAMES_MAX {
+            match self.reader.try_next() {
+                Ok(None) => return self.good,
+                // Others are late answers of calls that nobody waits for any more.
+                Ok(Some(frame)) => self.good &= frame.header.kind != Kind::Goaway,
+                Err(_) => break,
+            }
+        }
+        self.good = false;
+        false
+    }
+
     fn call(&mut self, prepared: &Prepared, body: &[u8]) -> Result<Bytes, CallError> {
         let id = self.next_id;
         self.next_id = id.wrapping_add(1).max(1);
-        check_grant(&self.granted, &self.service, &prepared.method)?;
+        check_grant(&self.granted, &self.service, prepared)?;
         let start_ns = now_ns();
         let header = prepared.header(&self.granted, id, start_ns);
         let program = &self.held.shared.program;

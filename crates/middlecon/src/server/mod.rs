@@ -4,6 +4,7 @@
 //! a page before the handler runs), handled, answered. A handler that panics is told as PANIC and
 //! harms nobody else. A peer that breaks the protocol loses its connection, and nobody else notices.
 
+pub(crate) mod stream;
 pub(crate) mod tasks;
 pub(crate) mod threads;
 
@@ -24,8 +25,8 @@ use kumo_abi::control::{
 use kumo_abi::frame::{Chain, Extensions, FrameError, Header, Kind, message_within};
 use kumo_abi::page::{Side, Span};
 
-use crate::carrier::Link;
 use crate::carrier::remote::Facts;
+use crate::carrier::{Link, Writer};
 use crate::context::{Context, Inner};
 use crate::error::Failure;
 use crate::gate::{Closed, Gate};
@@ -193,7 +194,33 @@ struct Core<H> {
 /// A connection that is served, for who ends it from outside.
 struct Alive {
     link: Arc<Link>,
+    writer: Mutex<Writer>,
     busy: AtomicBool,
+    /// Whether its caller was told to make its next calls elsewhere.
+    sent_away: AtomicBool,
+}
+
+impl Alive {
+    fn new(link: &Arc<Link>, writer: Writer) -> Arc<Alive> {
+        Arc::new(Alive {
+            link: link.clone(),
+            writer: Mutex::new(writer),
+            busy: AtomicBool::new(false),
+            sent_away: AtomicBool::new(false),
+        })
+    }
+
+    /// Tells the caller, once, to make its next calls elsewhere. Never waits: where somebody is sending at
+    /// this moment, or there is no room, the next answer is preceded by it. Whom it does not reach is told
+    /// DRAINING by every call.
+    fn send_away(&self) {
+        let Ok(mut writer) = self.writer.try_lock() else { return };
+        if !self.sent_away.load(Ordering::Relaxed)
+            && let Ok(true) = writer.try_send(Header::new(Kind::Goaway, 0), &[], &[])
+        {
+            self.sent_away.store(true, Ordering::Relaxed);
+        }
+    }
 }
 
 /// Why a call is not run, and what is said beside it.
@@ -216,6 +243,8 @@ impl From<Closed> for No {
                 ..no(Cause::Busy, "all slots are taken, and as many wait as may")
             },
             Closed::Deadline => no(Cause::Deadline, "while waiting for a slot"),
+            Closed::Cancelled => no(Cause::Cancelled, "while waiting for a slot"),
+            Closed::Exhausted => no(Cause::Exhausted, "the callee has no descriptor left"),
         }
     }
 }
@@ -395,6 +424,7 @@ impl<H: Send + Sync> Drains for Core<H> {
         let until = Instant::now() + within;
         let mut connections = self.connections();
         for connection in connections.values().filter_map(Weak::upgrade) {
+            connection.send_away();
             if !connection.busy.load(Ordering::SeqCst) {
                 connection.link.end();
             }

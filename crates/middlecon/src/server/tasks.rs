@@ -7,7 +7,7 @@ use std::future::Future;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{self, Poll};
 use std::time::Duration;
@@ -17,16 +17,17 @@ use kumo_abi::call::{
     CALLS_IN_FLIGHT_MAX, Cause, Method, MethodPattern, Peer, Reentrancy, ServiceName, Status,
 };
 use kumo_abi::control::{Carrier, Connection, Incoming, Serving, ToNode};
-use kumo_abi::frame::{Header, Kind, check_method, message_within};
+use kumo_abi::frame::{Header, Kind, check_method, flags, message_within};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 
+use super::stream::{Credit, Outlet};
 use super::{
     Alive, Core, Methods, No, Options, SERVE_NS_MAX, SLOW_NS_MAX, Server, answer, no, outcome,
 };
 use crate::carrier::tasks::{join, send};
-use crate::carrier::{Frame, Link, Stop, Writer};
+use crate::carrier::{Frame, Link, Stop};
 use crate::context::{Context, Entered, random};
 use crate::error::Failure;
 use crate::node::{Accept, Held, Node, NodeError};
@@ -54,7 +55,8 @@ impl AsyncCall {
 }
 
 type Running = Pin<Box<dyn Future<Output = Result<Bytes, Failure>> + Send>>;
-type Handler = Arc<dyn Fn(AsyncCall) -> Running + Send + Sync>;
+/// With an outlet if the caller takes a stream.
+pub(super) type Handler = Arc<dyn Fn(AsyncCall, Option<Outlet>) -> Running + Send + Sync>;
 type NewSession = dyn Fn(&Peer) -> Arc<dyn Any + Send + Sync> + Send + Sync;
 
 /// A server that is being put together.
@@ -111,7 +113,12 @@ impl AsyncBuilder {
     where
         F: Future<Output = Result<Bytes, Failure>> + Send + 'static,
     {
-        self.methods.add(method, Arc::new(move |call| Box::pin(handler(call))));
+        self.methods.add(method, Arc::new(move |call, _| Box::pin(handler(call))));
+        self
+    }
+
+    pub(super) fn handler(mut self, method: &Method, handler: Handler) -> AsyncBuilder {
+        self.methods.add(method, handler);
         self
     }
 
@@ -123,7 +130,7 @@ impl AsyncBuilder {
     where
         F: Future<Output = Result<Bytes, Failure>> + Send + 'static,
     {
-        self.methods.any = Some(Arc::new(move |call| Box::pin(handler(call))));
+        self.methods.any = Some(Arc::new(move |call, _| Box::pin(handler(call))));
         self
     }
 
@@ -178,17 +185,23 @@ impl Accept for Tasks {
     }
 }
 
+/// A call whose handler runs, or waits for its slot.
+struct AtWork {
+    task: AbortHandle,
+    /// There if the caller takes a stream.
+    credit: Option<Credit>,
+}
+
 /// What the calls of one connection share. The order of fields is that of their end.
-struct Conversation {
+pub(super) struct Conversation {
     core: Arc<Core<Handler>>,
     serving: Serving,
-    writer: Mutex<Writer>,
     alive: Arc<Alive>,
     peer: Arc<Peer>,
     methods: Vec<MethodPattern>,
     connection: Connection,
     session: Option<Arc<dyn Any + Send + Sync>>,
-    running: Mutex<HashMap<u64, AbortHandle>>,
+    running: Mutex<HashMap<u64, AtWork>>,
     _held: Held,
 }
 
@@ -212,14 +225,13 @@ impl Tasks {
                 return stop;
             }
         };
-        let alive = Arc::new(Alive { link: link.clone(), busy: AtomicBool::new(false) });
+        let alive = Alive::new(&link, writer);
         core.connections().insert(connection, Arc::downgrade(&alive));
         let Some(serving) = *core.serving() else { return Stop::Ended };
         let held = Held::new(&core.node, &link, core.resume(&incoming));
         let conversation = Arc::new(Conversation {
             core: core.clone(),
             serving,
-            writer: Mutex::new(writer),
             alive,
             session: self.session.as_ref().map(|make| make(&incoming.peer)),
             peer: Arc::new(incoming.peer),
@@ -240,19 +252,23 @@ impl Tasks {
         };
         link.end();
         for (_, running) in conversation.running().drain() {
-            running.abort();
+            running.task.abort();
         }
         stop
     }
 }
 
 impl Conversation {
-    fn running(&self) -> MutexGuard<'_, HashMap<u64, AbortHandle>> {
+    fn running(&self) -> MutexGuard<'_, HashMap<u64, AtWork>> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn link(&self) -> &Arc<Link> {
         &self.alive.link
+    }
+
+    pub(super) fn alive(&self) -> &Alive {
+        &self.alive
     }
 
     fn take_frame(self: &Arc<Conversation>, frame: Frame) -> Result<(), Stop> {
@@ -266,6 +282,12 @@ impl Conversation {
                 self.cancel(frame.header.call);
                 Ok(())
             }
+            // Of a call that is over already it says nothing any more.
+            Kind::Credit => match self.running().get(&frame.header.call) {
+                Some(AtWork { credit: Some(credit), .. }) => credit.add(frame.header.code),
+                Some(_) => Err(Stop::Passed("credit for a call without a stream")),
+                None => Ok(()),
+            },
             Kind::Ping => {
                 self.say(Header::new(Kind::Pong, frame.header.call), Vec::new(), Bytes::new());
                 Ok(())
@@ -287,20 +309,26 @@ impl Conversation {
         self.alive.busy.store(true, Ordering::SeqCst);
         let conversation = self.clone();
         // It cannot be over before it is noted: it takes this lock.
+        let is_stream = frame.header.kind == Kind::Call && frame.header.flags & flags::STREAM != 0;
+        let credit = is_stream.then(Credit::new);
+        let handlers = credit.clone();
         let task = tokio::spawn(async move {
-            let said = conversation.run(&frame).await;
+            let said = conversation.run(&frame, handlers).await;
             conversation.end(id, said).await;
         });
-        running.insert(id, task.abort_handle());
+        running.insert(id, AtWork { task: task.abort_handle(), credit });
         Ok(())
     }
 
     /// Answers a call, unless it was cancelled: then somebody else has.
     async fn end(&self, id: u64, said: Result<(Status, Bytes), No>) {
-        if !self.leave(id) {
-            return;
-        }
+        let Some(was) = self.leave(id) else { return };
+        let begun = was.credit.is_some_and(|credit| credit.end());
         let (header, ext, body) = match said {
+            Ok((Status::Done, _)) if begun => {
+                let last = Header { flags: flags::LAST, ..Header::new(Kind::Chunk, id) };
+                (last, Vec::new(), Bytes::new())
+            }
             Ok((status, body)) => (answer(id, status), Vec::new(), body),
             Err(no) => match no.frame(id) {
                 Ok((header, ext)) => {
@@ -309,29 +337,32 @@ impl Conversation {
                 Err(_) => return self.link().end(),
             },
         };
+        let drains = || self.core.draining.load(Ordering::SeqCst);
+        if drains() {
+            self.alive.send_away();
+        }
         // A caller that does not read its answers does not hold a task for long.
         let deadline_ns = now_ns() + SLOW_NS_MAX;
-        if send(&self.writer, header, &ext, &body, deadline_ns).await.is_err() {
+        if send(&self.alive.writer, header, &ext, &body, deadline_ns).await.is_err() {
             self.link().end();
         }
-        if self.core.draining.load(Ordering::SeqCst) && self.running().is_empty() {
+        if drains() && self.running().is_empty() {
             self.link().end();
         }
     }
 
-    /// A call is over; false if it was already.
-    fn leave(&self, id: u64) -> bool {
+    /// A call is over; nothing if it was already.
+    fn leave(&self, id: u64) -> Option<AtWork> {
         let mut running = self.running();
-        let was = running.remove(&id).is_some();
+        let was = running.remove(&id);
         self.alive.busy.store(!running.is_empty(), Ordering::SeqCst);
         was
     }
 
     /// Its caller no longer waits: the handler is dropped, and with it what it calls.
     fn cancel(self: &Arc<Conversation>, id: u64) {
-        let Some(task) = self.running().remove(&id) else { return };
-        task.abort();
-        self.leave(id);
+        let Some(was) = self.leave(id) else { return };
+        was.task.abort();
         // So that the caller may use its place again. The handler may have begun.
         let header = answer(id, Status::Unknown(Cause::Cancelled));
         self.say(header, Vec::new(), Bytes::new());
@@ -340,6 +371,7 @@ impl Conversation {
     /// Sends a short frame, now or when there is room.
     fn say(self: &Arc<Conversation>, header: Header, ext: Vec<u8>, body: Bytes) {
         let now = self
+            .alive
             .writer
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -350,7 +382,8 @@ impl Conversation {
                 let conversation = self.clone();
                 tokio::spawn(async move {
                     let deadline_ns = now_ns() + SLOW_NS_MAX;
-                    let sent = send(&conversation.writer, header, &ext, &body, deadline_ns).await;
+                    let sent =
+                        send(&conversation.alive.writer, header, &ext, &body, deadline_ns).await;
                     if sent.is_err() {
                         conversation.link().end();
                     }
@@ -361,7 +394,11 @@ impl Conversation {
     }
 
     /// Runs a call, or says why not.
-    async fn run(&self, frame: &Frame) -> Result<(Status, Bytes), No> {
+    async fn run(
+        self: &Arc<Conversation>,
+        frame: &Frame,
+        credit: Option<Credit>,
+    ) -> Result<(Status, Bytes), No> {
         let (core, header) = (&self.core, &frame.header);
         let deadline_ns = match header.kind {
             Kind::Pulse => NEVER_NS,
@@ -396,7 +433,9 @@ impl Conversation {
             context: context.clone(),
             session: self.session.clone(),
         };
-        let handling = Handling { context, running: Start::Ready(handler.clone(), Some(call)) };
+        let outlet = credit.map(|credit| Outlet::new(self.clone(), header.call, credit));
+        let handling =
+            Handling { context, running: Start::Ready(handler.clone(), Some((call, outlet))) };
         let left = Duration::from_nanos(deadline_ns.saturating_sub(now_ns()));
         let (status, body) = match tokio::time::timeout(left, handling).await {
             Ok(ran) => outcome(ran),
@@ -416,7 +455,7 @@ struct Handling {
 
 enum Start {
     /// The handler's own function is called in the first poll, where its panic is caught, too.
-    Ready(Handler, Option<AsyncCall>),
+    Ready(Handler, Option<(AsyncCall, Option<Outlet>)>),
     Running(Running),
 }
 
@@ -428,9 +467,9 @@ impl Future for Handling {
         let running = &mut self.running;
         let polled = catch_unwind(AssertUnwindSafe(|| {
             if let Start::Ready(handler, call) = running
-                && let Some(call) = call.take()
+                && let Some((call, outlet)) = call.take()
             {
-                *running = Start::Running(handler(call));
+                *running = Start::Running(handler(call, outlet));
             }
             match running {
                 Start::Running(running) => running.as_mut().poll(cx),

@@ -1,10 +1,10 @@
 //! Serving with a thread for each connection, without a runtime.
 
 use std::any::Any;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,7 +15,7 @@ use kumo_abi::frame::{Extensions, Header, Kind, check_method, message_within};
 use super::{
     Alive, Core, Methods, No, Options, SERVE_NS_MAX, SLOW_NS_MAX, Server, answer, no, outcome,
 };
-use crate::carrier::{Frame, Link, Reader, Stop, Writer, join};
+use crate::carrier::{Frame, Link, Reader, Stop, join};
 use crate::context::{Context, random};
 use crate::error::Failure;
 use crate::node::{Accept, Held, Node, NodeError};
@@ -167,7 +167,7 @@ impl Accept for Threads {
 struct Conversation<'a> {
     core: &'a Core<Arc<Handler>>,
     serving: Serving,
-    writer: Writer,
+    alive: Arc<Alive>,
     link: Arc<Link>,
     peer: Peer,
     methods: Vec<MethodPattern>,
@@ -196,7 +196,7 @@ impl Threads {
                 return stop;
             }
         };
-        let alive = Arc::new(Alive { link: link.clone(), busy: AtomicBool::new(false) });
+        let alive = Alive::new(&link, writer);
         self.core.connections().insert(connection, Arc::downgrade(&alive));
         let Some(serving) = *self.core.serving() else { return Stop::Ended };
         let resume = self.core.resume(&incoming);
@@ -205,14 +205,14 @@ impl Threads {
         let mut conversation = Conversation {
             core: &self.core,
             serving,
-            writer,
+            alive: alive.clone(),
             link: link.clone(),
             peer: incoming.peer,
             methods: incoming.methods,
             connection,
             session,
         };
-        let stop = conversation.until_it_ends(&mut reader, &alive);
+        let stop = conversation.until_it_ends(&mut reader);
         link.end();
         drop((conversation, reader, alive, link, held));
         stop
@@ -220,14 +220,14 @@ impl Threads {
 }
 
 impl Conversation<'_> {
-    fn until_it_ends(&mut self, reader: &mut Reader, alive: &Alive) -> Stop {
+    fn until_it_ends(&mut self, reader: &mut Reader) -> Stop {
         loop {
             let frame = match reader.next(None, NEVER_NS) {
                 Ok(frame) => frame,
                 Err(stop) => return stop,
             };
             // Either whoever drains sees that we are busy, or we see that they drain.
-            alive.busy.store(true, Ordering::SeqCst);
+            self.alive.busy.store(true, Ordering::SeqCst);
             let answered = match frame.header.kind {
                 Kind::Call => self.call(&frame),
                 Kind::Pulse => self.pulse(&frame),
@@ -236,7 +236,7 @@ impl Conversation<'_> {
                 Kind::Ping => self.send(Header::new(Kind::Pong, frame.header.call), &[], &[]),
                 _ => Err(Stop::Passed("a frame that only callees send")),
             };
-            alive.busy.store(false, Ordering::SeqCst);
+            self.alive.busy.store(false, Ordering::SeqCst);
             match answered {
                 Ok(()) if self.core.draining.load(Ordering::SeqCst) => return Stop::Ended,
                 Ok(()) => {}
@@ -246,8 +246,12 @@ impl Conversation<'_> {
     }
 
     fn send(&mut self, header: Header, ext: &[u8], body: &[u8]) -> Result<(), Stop> {
+        if self.core.draining.load(Ordering::SeqCst) {
+            self.alive.send_away();
+        }
         // A caller that does not read its answers does not hold a thread for long.
-        self.writer.send(header, ext, body, now_ns() + SLOW_NS_MAX)
+        let mut writer = self.alive.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        writer.send(header, ext, body, now_ns() + SLOW_NS_MAX)
     }
 
     fn call(&mut self, frame: &Frame) -> Result<(), Stop> {
@@ -274,10 +278,13 @@ impl Conversation<'_> {
         let (core, header) = (self.core, &frame.header);
         let (handler, lent) =
             core.check(header, extensions, method, &self.methods, self.serving)?;
+        let is_call = header.kind != Kind::Pulse;
         let pass = if lent {
             core.gate.lent()
         } else {
-            core.gate.wait(header.hop, header.priority, deadline_ns)?
+            // Who sends a pulse does not wait for it, and may be gone by now.
+            let upstream = is_call.then(|| self.link.as_fd());
+            core.gate.wait(header.hop, header.priority, upstream, deadline_ns)?
         };
         let start_ns = now_ns();
         if start_ns >= deadline_ns {
@@ -287,7 +294,6 @@ impl Conversation<'_> {
         // From here on the call is taken. A node that ended the connection meanwhile has read receipts,
         // or will find this one; and a caller that took it back is told that it did not run.
         // Of a pulse nobody is told anything, and who sent it may be gone by now.
-        let is_call = header.kind != Kind::Pulse;
         if is_call && (!self.link.take(header.call) || core.node.notice(self.connection).is_some())
         {
             return Err(no(Cause::Cancelled, "its caller has taken it back"));
