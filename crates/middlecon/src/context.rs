@@ -84,9 +84,10 @@ impl Context {
         CURRENT.with_borrow(Clone::clone)
     }
 
-    pub(crate) fn current_or_root() -> Context {
-        Context::current()
-            .unwrap_or_else(|| Context::root(Duration::from_millis(BUDGET_MS_DEFAULT)))
+    /// The context that this thread or task is in, or one at the root with this budget.
+    pub(crate) fn current_or_root(budget: Option<Duration>) -> Context {
+        let budget = budget.unwrap_or(Duration::from_millis(BUDGET_MS_DEFAULT));
+        Context::current().unwrap_or_else(|| Context::root(budget))
     }
 
     /// Runs something in this context, on this thread.

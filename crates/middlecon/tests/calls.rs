@@ -58,6 +58,41 @@ fn a_call_is_answered_with_and_without_rings() {
 }
 
 #[test]
+fn a_connection_is_used_only_by_whom_it_was_granted_to() {
+    let node = TestNode::start();
+    let here = Node::connect(node.run_dir()).unwrap();
+    let _inner =
+        here.serve(&service("inner")).any(|call| Ok(call.peer.to_string().into())).start().unwrap();
+    // The handler and who calls at the root share the service, and so its connections.
+    let inner = here.service(&service("inner"));
+    let shared = inner.clone();
+    let _outer = here
+        .serve(&service("outer"))
+        .any(move |_| Ok(shared.call(&method("who"), b"")?))
+        .start()
+        .unwrap();
+    let outer = here.service(&service("outer"));
+    for _ in 0..2 {
+        assert_eq!(outer.call(&method("who"), b"").unwrap(), "outer on dc/host");
+        assert_eq!(inner.call(&method("who"), b"").unwrap(), "user 0 on dc/host");
+    }
+    assert_eq!(inner.idle(), 2, "one for each");
+}
+
+#[test]
+fn a_budget_at_the_root_may_be_longer_than_the_default() {
+    let node = TestNode::start();
+    let here = Node::connect(node.run_dir()).unwrap();
+    let left =
+        |call: &mut middlecon::Call<'_>| Ok(call.context.left().as_secs().to_string().into());
+    let _server = here.serve(&service("s")).any(left).start().unwrap();
+    let request = here.service(&service("s"));
+    let told = request.request(&method("m")).budget(Duration::from_secs(300)).call(b"").unwrap();
+    let seconds: u64 = String::from_utf8(told.to_vec()).unwrap().parse().unwrap();
+    assert!((200..=300).contains(&seconds), "{seconds}");
+}
+
+#[test]
 fn a_panic_is_told_and_the_server_lives_on() {
     let node = TestNode::start();
     let here = Node::connect(node.run_dir()).unwrap();

@@ -7,8 +7,7 @@ use std::sync::OnceLock;
 use std::time::SystemTime;
 
 /// The crates that `kumo` is made of, beside this one.
-const CRATES: [&str; 8] =
-    ["abi", "sys", "k2i", "pki", "middlecon", "fabric", "node", "kumo"];
+const CRATES: [&str; 8] = ["abi", "sys", "k2i", "pki", "middlecon", "fabric", "node", "kumo"];
 
 /// The `kumo` that tests run: that in the environment variable `KUMO`, else the one beside the test,
 /// built if it is not there or older than its sources.

@@ -63,7 +63,7 @@ pub async fn gather(
         let message = format!("a group has at most {GROUP_MAX} members, and this has {size}");
         return Err(CallError::not_executed(Cause::TooLarge, message));
     }
-    let context = Context::current_or_root();
+    let context = Context::current_or_root(budget);
     let id = random();
     let mut calls = JoinSet::new();
     for (at, Member { service, method, body }) in members.into_iter().enumerate() {

@@ -62,7 +62,7 @@ impl Prepared {
         how: How,
         body_len_bytes: usize,
     ) -> Result<Prepared, CallError> {
-        let context = Context::current_or_root();
+        let context = Context::current_or_root(how.budget);
         let inner = context.inner();
         let began_ns = now_ns();
         let own_deadline_ns = how.budget.map_or(inner.deadline_ns, |budget| {

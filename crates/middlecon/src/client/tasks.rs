@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use kumo_abi::call::{CALLS_IN_FLIGHT_MAX, Cause, Method, ServiceName, Status};
+use kumo_abi::call::{CALLS_IN_FLIGHT_MAX, Cause, InstanceId, Method, ServiceName, Status};
 use kumo_abi::control::{Carrier, Connection, FromNode, Granted, ToNode};
 use kumo_abi::frame::{Group, Header, Kind, flags};
 use kumo_abi::page::Notice;
@@ -230,22 +230,25 @@ impl AsyncService {
         self.shared.lines.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A place on a connection that has one, if there is such a connection.
-    fn free_seat(&self) -> Option<(Arc<Line>, Seat)> {
+    /// A place on a connection that has one, if there is such a connection. A grant is for who asked for
+    /// it: a handler's calls go out as its service, others as the user.
+    fn free_seat(&self, from: Option<InstanceId>) -> Option<(Arc<Line>, Seat)> {
         let mut lines = self.lines();
         lines.retain(|line| line.wires.is_good());
-        lines.iter().find_map(|line| Some((line.clone(), line.wires.seat()?)))
+        let mut own = lines.iter().filter(|line| line.from == from);
+        own.find_map(|line| Some((line.clone(), line.wires.seat()?)))
     }
 
     pub(super) async fn seat(&self, prepared: &Prepared) -> Result<(Arc<Line>, Seat), CallError> {
-        if let Some(seat) = self.free_seat() {
+        let from = prepared.context.inner().instance;
+        if let Some(seat) = self.free_seat(from) {
             return Ok(seat);
         }
         let left = Duration::from_nanos(prepared.deadline_ns.saturating_sub(now_ns()));
         let deadline = |_| CallError::not_executed(Cause::Deadline, "while waiting for the node");
         let _opens =
             tokio::time::timeout(left, self.shared.opening.lock()).await.map_err(deadline)?;
-        if let Some(seat) = self.free_seat() {
+        if let Some(seat) = self.free_seat(from) {
             return Ok(seat);
         }
         if self.lines().len() >= LINES_MAX {
@@ -329,6 +332,8 @@ impl Drop for GoesBack<'_> {
 /// end.
 pub(super) struct Line {
     pub(super) wires: Arc<Wires>,
+    /// As whom it was asked for.
+    from: Option<InstanceId>,
     service: ServiceName,
     places: Vec<u32>,
     pub(super) held: Held,
@@ -592,7 +597,8 @@ impl Line {
         });
         tokio::spawn(wires.clone().receive(inbox, node.clone()));
         let places = std::mem::take(&mut back.places);
-        Ok(Line { wires, service: service.clone(), places, held })
+        let from = prepared.context.inner().instance;
+        Ok(Line { wires, from, service: service.clone(), places, held })
     }
 
     async fn pulse(&self, prepared: &Prepared, body: &[u8]) -> Result<(), CallError> {

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use kumo_abi::call::{Cause, Method, ServiceName, Status};
+use kumo_abi::call::{Cause, InstanceId, Method, ServiceName, Status};
 use kumo_abi::control::{Carrier, FromNode, Granted, ToNode};
 use kumo_abi::frame::{Header, Kind};
 
@@ -144,8 +144,14 @@ impl Request<'_> {
 impl Service {
     /// An idle connection that nobody has said has ended, or a new one.
     fn connection(&self, prepared: &Prepared) -> Result<Connection, CallError> {
+        // A grant is for who asked for it: a handler's calls go out as its service, others as the user.
+        let from = prepared.context.inner().instance;
         loop {
-            let idle = self.pool().pop();
+            let idle = {
+                let mut pool = self.pool();
+                let at = pool.iter().rposition(|idle| idle.from == from);
+                at.map(|at| pool.remove(at))
+            };
             let Some(mut idle) = idle else { return self.open(prepared) };
             if self.node.shared.notice(idle.granted.connection).is_none() && idle.is_still_good() {
                 return Ok(idle);
@@ -180,6 +186,8 @@ struct Connection {
     link: Arc<Link>,
     held: Held,
     granted: Granted,
+    /// As whom it was asked for.
+    from: Option<InstanceId>,
     service: ServiceName,
     place: u32,
     next_id: u64,
@@ -243,6 +251,7 @@ impl Connection {
             link,
             held,
             granted,
+            from: prepared.context.inner().instance,
             service,
             place,
             next_id,
