@@ -391,8 +391,7 @@ fn pieces(text: &str, schema: &'static Schema) -> Result<Vec<Piece>, ReactionErr
         let open = text.len() - rest.len() + at;
         in_text = ends_in_text(&rest[..at], in_text);
         pieces.push(Piece::Text(rest[..at].to_owned()));
-        let (name, behind) =
-            rest[at + 2..].split_once('}').ok_or(ReactionError::DataOpen(open))?;
+        let (name, behind) = rest[at + 2..].split_once('}').ok_or(ReactionError::DataOpen(open))?;
         let column = schema.find(name).ok_or_else(|| ReactionError::DataColumn {
             name: name.to_owned(),
             closest: schema.closest(name),
@@ -538,12 +537,14 @@ mod tests {
 
     #[test]
     fn data_are_json_with_values_in_them() {
-        let compiled = compiled("true", Some(r#"{"a": ${pid}, "b": [${comm},${ARGV}], "$": "\"$"}"#));
+        let compiled =
+            compiled("true", Some(r#"{"a": ${pid}, "b": [${comm},${ARGV}], "$": "\"$"}"#));
         let values = compiled.given(
             json!({"pid": 7, "comm": "\"x\u{1b}", "argv": ["a", ""]}).as_object().expect("object"),
         );
         let values = values.expect("an event");
-        let data: Json = serde_json::from_str(&compiled.data(&|at| values[at].clone())).expect("JSON");
+        let data: Json =
+            serde_json::from_str(&compiled.data(&|at| values[at].clone())).expect("JSON");
         assert_eq!(data, json!({"a": 7, "b": ["\"x\u{1b}", ["a", ""]], "$": "\"$"}));
         let summary = compiled.summary(&|at| values[at].clone());
         assert_eq!((&summary["pid"], &summary["exit_code"]), (&json!(7), &Json::Null));
@@ -567,7 +568,9 @@ mod tests {
         let compiled = compiled("true", None);
         let given = |event: Json| compiled.given(event.as_object().expect("an object"));
         assert!(given(json!({"pid": 7, "lifetime": 1, "comm": null})).is_ok());
-        for bad in [json!({"pidd": 7}), json!({"pid": "7"}), json!({"comm": 7}), json!({"pid": 1.5})] {
+        for bad in
+            [json!({"pidd": 7}), json!({"pid": "7"}), json!({"comm": 7}), json!({"pid": 1.5})]
+        {
             assert!(given(bad.clone()).is_err(), "for {bad}");
         }
     }

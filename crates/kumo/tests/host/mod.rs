@@ -99,6 +99,18 @@ impl Said {
     }
 }
 
+/// An address of loopback that is free now; in the worst case the node says that it is taken, and the
+/// test fails.
+fn free_address() -> String {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
+}
+
+/// A search path on which scripts find the command that is tested.
+pub fn path_with_kumo() -> String {
+    let dir = Path::new(env!("CARGO_BIN_EXE_kumo")).parent().unwrap();
+    format!("{}:{}", dir.display(), std::env::var("PATH").unwrap_or_default())
+}
+
 /// A host with a node of its own.
 pub struct Host {
     pub dir: tempfile::TempDir,
@@ -115,15 +127,33 @@ impl Host {
     /// The same, as the first host of a cluster `acme`.
     pub fn start_cluster() -> Host {
         let dir = tempfile::tempdir().unwrap();
-        // Free now; in the worst case the node says that it is taken, and the test fails.
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let mut init = Command::new(env!("CARGO_BIN_EXE_kumo"));
-        init.args(["init", "--cluster", "acme", "--dc", "tokyo", "--host", "a", "--listen"]);
-        init.arg(port.to_string()).arg("--state-dir").arg(dir.path().join("state"));
-        init.arg("--run-dir").arg(dir.path().join("run"));
+        init.args(["init", "--cluster", "acme", "--dc", "tokyo", "--host", "a"]);
+        init.args(["--listen", &free_address(), "--call-listen", &free_address(), "--state-dir"]);
+        init.arg(dir.path().join("state")).arg("--run-dir").arg(dir.path().join("run"));
         Said::from(init.output().unwrap()).with_code(0);
         let node = Host::node_with(dir.path(), &[]);
         Host { dir, node }
+    }
+
+    /// Another host of the cluster of this one, called `tokyo/NAME`; calls reach it through this one.
+    pub fn another(&self, name: &str) -> Host {
+        let token = self.run(&["token"]).with_code(0).text().trim().to_owned();
+        let dir = tempfile::tempdir().unwrap();
+        let mut join = Command::new(env!("CARGO_BIN_EXE_kumo"));
+        join.args(["join", &token, "--dc", "tokyo", "--host", name, "--call-listen", "none"]);
+        join.arg("--state-dir").arg(dir.path().join("state"));
+        join.arg("--run-dir").arg(dir.path().join("run"));
+        Said::from(join.output().unwrap()).with_code(0);
+        let node = Host::node_with(dir.path(), &[]);
+        Host { dir, node }
+    }
+
+    /// The node is killed, and another started in its place.
+    pub fn restart(&mut self) {
+        self.node.child.kill().unwrap();
+        self.node.child.wait().unwrap();
+        self.node = Host::node_with(self.dir.path(), &[]);
     }
 
     pub fn node(dir: &Path) -> Running {
@@ -164,6 +194,7 @@ impl Host {
         let (command, rest) = args.split_first().unwrap();
         let mut kumo = Command::new(env!("CARGO_BIN_EXE_kumo"));
         kumo.arg(command).arg("--run-dir").arg(self.run_dir()).args(rest);
+        kumo.env("PATH", path_with_kumo());
         kumo.current_dir(self.dir.path()).env_remove("KUMO_CONTEXT").env_remove("NO_COLOR");
         kumo.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         kumo

@@ -44,7 +44,8 @@ async fn journal(State(shared): State<Shared>, uri: Uri) -> Reply {
     let (mut reaction, mut most) = (None, ENTRIES_DEFAULT);
     for (name, text) in parameters(&uri, &["reaction", "limit"])? {
         if name == "reaction" {
-            let bad = |error: kumo_abi::react::ReactionError| Refused::bad_request(error.to_string());
+            let bad =
+                |error: kumo_abi::react::ReactionError| Refused::bad_request(error.to_string());
             reaction = Some(text.parse::<ReactionName>().map_err(bad)?);
         } else {
             let number = text.parse().ok().filter(|number| (1..=ENTRIES_MAX).contains(number));

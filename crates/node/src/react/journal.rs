@@ -284,7 +284,8 @@ mod tests {
         // The next node goes on behind it.
         Journal::of(dir.path()).write(&entry("b", "x", "done"));
         assert_eq!(shown(&journal, 9, &[]), (vec![pair("a", "done"), pair("b", "done")], 1));
-        fs::write(&current, [b"\0\xff\n[]\n".to_vec(), vec![b'x'; 200_000]].concat()).expect("written");
+        fs::write(&current, [b"\0\xff\n[]\n".to_vec(), vec![b'x'; 200_000]].concat())
+            .expect("written");
         let (entries, unreadable) = shown(&journal, 9, &[]);
         assert!(entries.is_empty() && unreadable > 2);
     }
@@ -308,7 +309,8 @@ mod tests {
     #[test]
     fn what_cannot_be_written_is_counted() {
         let dir = tempfile::tempdir().expect("a directory");
-        fs::write(dir.path().join(JOURNAL_DIR), "a file where a directory should be").expect("written");
+        fs::write(dir.path().join(JOURNAL_DIR), "a file where a directory should be")
+            .expect("written");
         let mut journal = Journal::of(dir.path());
         journal.write(&entry("a", "x", "done"));
         journal.write(&entry("b", "x", "done"));

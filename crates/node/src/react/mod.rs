@@ -87,7 +87,9 @@ impl Kept {
                 Ok((reaction, compiled))
             });
         if let Err(error) = &reaction {
-            tracing::error!("the reaction `{name}` makes no sense here, so it does nothing: {error}");
+            tracing::error!(
+                "the reaction `{name}` makes no sense here, so it does nothing: {error}"
+            );
         }
         // One that cannot be read never asks its gate.
         let (calls_per_s, depth_max) =
@@ -304,7 +306,8 @@ impl Shared {
                 | CallError::Unknown { message, .. },
             ) => Some(message.chars().take(MESSAGE_CHARS_MAX).collect()),
         };
-        (entry.attempts, entry.took_ms) = (Some(attempts), Some(began.elapsed().as_secs_f64() * 1e3));
+        (entry.attempts, entry.took_ms) =
+            (Some(attempts), Some(began.elapsed().as_secs_f64() * 1e3));
         {
             let mut counts = lock(&kept.counts);
             *match status {
@@ -534,12 +537,7 @@ async fn follow(shared: &Arc<Shared>, fabric: &Fabric) {
     }
 }
 
-fn hear_host_event(
-    shared: &Arc<Shared>,
-    fabric: &Fabric,
-    hosts: &mut Hosts,
-    event: &HostEvent,
-) {
+fn hear_host_event(shared: &Arc<Shared>, fabric: &Fabric, hosts: &mut Hosts, event: &HostEvent) {
     let age_ns = shared.began.elapsed().as_nanos() as u64;
     if !hosts.changes(&event.id, event.state, age_ns) {
         return;

@@ -222,7 +222,10 @@ pub(crate) struct Services(BTreeMap<ServiceName, Load>);
 
 impl Services {
     /// Takes in a look; all services with what was before. One that is gone has nobody ready.
-    pub(crate) fn look(&mut self, now: &BTreeMap<ServiceName, Load>) -> &BTreeMap<ServiceName, Load> {
+    pub(crate) fn look(
+        &mut self,
+        now: &BTreeMap<ServiceName, Load>,
+    ) -> &BTreeMap<ServiceName, Load> {
         for (service, known) in &mut self.0 {
             let load = now.get(service).copied().unwrap_or_default();
             *known = Load { ready_before: known.ready, ..load };

@@ -152,9 +152,11 @@ impl Shared {
         match reaction.on {
             Watched::Process => {
                 tested.tried_on = "the ends of processes that this host remembers";
-                for event in self.engine.last_ends(TESTED_MAX).map_err(|error| {
-                    TestError::NoEvents(k2i::chain(&error))
-                })? {
+                for event in self
+                    .engine
+                    .last_ends(TESTED_MAX)
+                    .map_err(|error| TestError::NoEvents(k2i::chain(&error)))?
+                {
                     self.engine.read_event(&event, compiled.columns(), |value| {
                         tested.look(&compiled, value);
                     });
