@@ -191,9 +191,10 @@ impl Host {
 
     /// `kumo` with these arguments, for this host's node.
     pub fn kumo(&self, args: &[&str]) -> Command {
-        let (command, rest) = args.split_first().unwrap();
+        // Options belong to the innermost command.
+        let (command, rest) = args.split_at(if args[0] == "react" { 2 } else { 1 });
         let mut kumo = Command::new(env!("CARGO_BIN_EXE_kumo"));
-        kumo.arg(command).arg("--run-dir").arg(self.run_dir()).args(rest);
+        kumo.args(command).arg("--run-dir").arg(self.run_dir()).args(rest);
         kumo.env("PATH", path_with_kumo());
         kumo.current_dir(self.dir.path()).env_remove("KUMO_CONTEXT").env_remove("NO_COLOR");
         kumo.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
