@@ -39,11 +39,12 @@ fn outcomes(host: &Host, name: &str) -> Vec<String> {
     journal(host, name).iter().map(|it| it["outcome"].as_str().unwrap().to_owned()).collect()
 }
 
-/// A process that sleeps under a name of its own, so that no other test's is mistaken for it.
+/// A process that waits under a name of its own, so that no other test's is mistaken for it.
 fn sleeper(name: &str) -> Child {
-    let mut sleep = Command::new("sh");
-    sleep.args(["-c", "sleep 1000 & wait", name]).stdin(Stdio::null());
-    sleep.spawn().unwrap()
+    let mut waits = Command::new("sh");
+    // It has no children: they would have its command line until they execute something.
+    waits.args(["-c", "read line", name]).stdin(Stdio::piped());
+    waits.spawn().unwrap()
 }
 
 /// A name that is in no other command line of this machine.
@@ -52,13 +53,8 @@ fn unlike(host: &Host, what: &str) -> String {
 }
 
 fn end(mut child: Child) -> u32 {
-    let children = format!("/proc/{}/task/{}/children", child.id(), child.id());
-    let children = fs::read_to_string(children).unwrap();
     child.kill().unwrap();
     child.wait().unwrap();
-    for pid in children.split_whitespace() {
-        kill_process(Pid::from_raw(pid.parse().unwrap()).unwrap(), Signal::KILL).ok();
-    }
     child.id()
 }
 
