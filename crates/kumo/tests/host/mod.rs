@@ -136,12 +136,13 @@ impl Host {
         Host { dir, node }
     }
 
-    /// Another host of the cluster of this one, called `tokyo/NAME`; calls reach it through this one.
+    /// Another host of the cluster of this one, called `tokyo/NAME`.
     pub fn another(&self, name: &str) -> Host {
         let token = self.run(&["token"]).with_code(0).text().trim().to_owned();
         let dir = tempfile::tempdir().unwrap();
         let mut join = Command::new(env!("CARGO_BIN_EXE_kumo"));
-        join.args(["join", &token, "--dc", "tokyo", "--host", name, "--call-listen", "none"]);
+        join.args(["join", &token, "--dc", "tokyo", "--host", name]);
+        join.args(["--call-listen", &free_address()]);
         join.arg("--state-dir").arg(dir.path().join("state"));
         join.arg("--run-dir").arg(dir.path().join("run"));
         Said::from(join.output().unwrap()).with_code(0);
