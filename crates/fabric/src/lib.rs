@@ -43,6 +43,7 @@ use self::join::desk::RenewError;
 use self::join::registry::{CARDS, card_key};
 use self::join::{Desk, registry};
 use self::link::{LinkError, Links};
+pub use self::net::LEASE_DEFAULT;
 use self::net::{Keys, sync, watch};
 use self::peer::{PeerError, PeerLinks};
 pub use self::shared::HostEvent;
@@ -85,6 +86,9 @@ pub struct FabricConfig {
     pub card: Card,
     /// Whether it has links for calls ([`peer`]); simulated hosts have none.
     pub calls: bool,
+    /// How long a silent connection lives; [`LEASE_DEFAULT`] where nothing is given. Deaths that no kernel
+    /// tells of are seen so much later.
+    pub lease: Option<Duration>,
 }
 
 /// Why a node does not take part. Nothing of it runs.
@@ -131,7 +135,7 @@ impl Fabric {
         config: FabricConfig,
         answerer: Arc<dyn Answerer>,
     ) -> Result<Fabric, OpenError> {
-        let FabricConfig { identity, state_dir, run_dir, card, calls } = config;
+        let FabricConfig { identity, state_dir, run_dir, card, calls, lease } = config;
         let (me, role) = (identity.host.clone(), identity.role);
         let keys = Keys::new(&identity.cluster);
         let (store, incarnation) = match &state_dir {
@@ -193,7 +197,10 @@ impl Fabric {
         let putting = spawn_blocking(move || put_card(&store, &me, &card));
         // A panic of ours goes on here.
         putting.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))?;
-        tasks.spawn(part(connect(Arc::clone(&shared), Arc::clone(&links), sightings, incoming)));
+        let lease = lease.unwrap_or(LEASE_DEFAULT);
+        let connecting =
+            connect(Arc::clone(&shared), Arc::clone(&links), sightings, incoming, lease);
+        tasks.spawn(part(connecting));
         let tasks = Mutex::new(tasks);
         let links = ArcSwapOption::from(Some(links));
         Ok(Fabric { parts: Arc::new(Parts { shared, identity, links, peers, tasks }) })
@@ -434,10 +441,11 @@ async fn connect(
     links: Arc<Links>,
     sightings: watch::Sightings,
     incoming: sync::Incoming,
+    lease: Duration,
 ) {
     for attempt in 0.. {
         let (listen, connect) = (links.zenoh_listen(), links.zenoh_connect());
-        let opened = net::open(shared.role, listen.as_deref(), &connect, attempt).await;
+        let opened = net::open(shared.role, listen.as_deref(), &connect, attempt, lease).await;
         let declared = match opened {
             Ok(session) => {
                 // Before others are seen: whatever that sets off needs a session.

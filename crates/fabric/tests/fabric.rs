@@ -120,7 +120,8 @@ impl World {
             labels: BTreeMap::new(),
         };
         let run_dir = self.dir(&host);
-        let config = FabricConfig { identity, state_dir: None, run_dir, card, calls: true };
+        let config =
+            FabricConfig { identity, state_dir: None, run_dir, card, calls: true, lease: None };
         Fabric::open(config, Arc::new(Parrot(host))).await.expect("a fabric")
     }
 

@@ -82,11 +82,11 @@ pub fn run(args: &Acl, node: &Source, out: &mut Output) -> Result<Exit, CommandE
     }
     let known = if changes && !args.add { None } else { ask(node, &path)? };
     if !changes {
-        return show(args, known, out);
+        return show(args, known.as_ref(), out);
     }
     let ask = Ask { method: Http::PUT, ..Ask::post(path, &changed(args, known)) };
     let answer: Value = node.json(&ask)?;
-    show(args, answer.get("acl").cloned(), out)
+    show(args, answer.get("acl"), out)
 }
 
 /// The list that is there; nothing where there is none.
@@ -127,10 +127,10 @@ fn changed(args: &Acl, known: Option<Value>) -> Value {
     Value::Object(list)
 }
 
-fn show(args: &Acl, list: Option<Value>, out: &mut Output) -> Result<Exit, CommandError> {
+fn show(args: &Acl, list: Option<&Value>, out: &mut Output) -> Result<Exit, CommandError> {
     if args.json {
         out.line(json::pretty(&json!({ "service": args.service, "acl": list }))?)?;
-    } else if let Some(list) = &list {
+    } else if let Some(list) = list {
         for line in lines(list) {
             out.line(crate::text::visible(&line))?;
         }

@@ -27,6 +27,9 @@ pub const REPLY_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// How long a command that is no longer wanted may take to end by itself.
 const TERM_TIME_MAX: Duration = Duration::from_secs(1);
 
+/// How long a caller whose budget is spent may take to hang up: far more than it needs.
+const HANG_UP_TIME_MAX: Duration = Duration::from_secs(1);
+
 /// Bytes that are moved at once: what a pipe holds.
 const PIECE_BYTES: usize = 64 * 1024;
 
@@ -129,6 +132,12 @@ impl Answerer {
         let own_until = self.time_max.map(|max| began + max);
         let ended = group.talk(pipes?, context.caller(), wanted_until, own_until, &mut heard)?;
         let status = group.end(ended.is_some());
+        if let Some(caller) = context.caller().filter(|_| ended == Some(Ended::NotWanted)) {
+            // The caller's own clock is about to say, or has said, that the time is over. An answer in that
+            // very moment would tell one of them so and another something else.
+            let mut fds = [PollFd::from_borrowed_fd(caller, PollFlags::RDHUP)];
+            poll(&mut fds, Timespec::try_from(HANG_UP_TIME_MAX).ok().as_ref()).ok();
+        }
         Ok(Ran { result: heard.result(status, ended, self.time_max), ended })
     }
 }
@@ -397,7 +406,7 @@ mod tests {
             ("kill -9 $$", Err((137, "signal 9 ended the command"))),
         ];
         for (script, want) in cases {
-            let ran = ran(&answerer(script), &[0; 200_000], &context);
+            let ran = ran(&answerer(script), &vec![0; 200_000], &context);
             let got = ran.result.as_ref().map(|reply| String::from_utf8_lossy(reply).into_owned());
             let want = want.map(str::to_owned);
             let want = want.map_err(|(code, message)| Failure::new(code, message));

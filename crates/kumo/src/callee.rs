@@ -7,9 +7,11 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use kumo_abi::call::{BODY_BYTES_MAX, BUDGET_NS_MAX, CallNameError, Cause, Method, ServiceName};
+use kumo_node::OfCluster;
 use middlecon::{CallError, Context, Node, NodeError};
 
 use crate::error::CommandError;
@@ -35,6 +37,12 @@ impl ThroughArgs {
     /// # Errors
     /// None answers.
     pub fn connect(&self) -> Result<Node, NodeError> {
+        let node = self.find()?;
+        node.secure_with(Arc::new(OfCluster));
+        Ok(node)
+    }
+
+    fn find(&self) -> Result<Node, NodeError> {
         if let Some(dir) = &self.run_dir {
             return Node::connect(dir);
         }

@@ -284,7 +284,7 @@ mod tests {
         let long = vec![b' '; STATE_BYTES_MAX as usize + 1];
         let bad: [&[u8]; 5] = [b"", b"{}", b"null", b"\xff", &long];
         for text in bad {
-            let error = parse(text).err().expect("no state");
+            let error = parse(text).expect_err("no state");
             assert_eq!(error.exit(), Exit::Usage);
         }
         assert_eq!(Stage::of_status("paused"), None);

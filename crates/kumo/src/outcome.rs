@@ -58,10 +58,12 @@ pub fn words(callee: &Callee, error: &CallError) -> String {
             let mut line = format!("{callee} was not executed: {}", because(*cause, message));
             if !path.is_empty() {
                 let services: Vec<&str> = path.iter().map(|hop| hop.service.as_str()).collect();
-                line += &format!("; its way is {}", services.join(" -> "));
+                line.extend(["; its way is ", &services.join(" -> ")]);
             }
             match (retry_after_ms, is_worth_a_try(*cause)) {
-                (Some(ms), _) => line += &format!("; trying again is safe, in {ms} ms"),
+                (Some(ms), _) => {
+                    line.extend(["; trying again is safe, in ", &ms.to_string(), " ms"]);
+                }
                 (None, true) => line += "; trying again is safe",
                 (None, false) => {}
             }
@@ -159,13 +161,13 @@ impl<'a> Document<'a> {
             took_ms: took.as_micros() as f64 / 1e3,
         };
         match result {
-            Ok(reply) => match std::str::from_utf8(reply.as_ref()) {
-                Ok(text) => document.reply = Some(text),
-                Err(_) => {
-                    let text = data_encoding::BASE64.encode(reply.as_ref());
-                    document.reply_base64 = Some(text);
+            Ok(reply) => {
+                let reply = reply.as_ref();
+                document.reply = std::str::from_utf8(reply).ok();
+                if document.reply.is_none() {
+                    document.reply_base64 = Some(data_encoding::BASE64.encode(reply));
                 }
-            },
+            }
             Err(CallError::Failed { code, message }) => {
                 (document.outcome, document.code) = ("failed", Some(*code));
                 document.message = Some(message.as_str());

@@ -27,6 +27,7 @@ pub struct Services {
 }
 
 /// A server.
+#[expect(clippy::struct_field_names, reason = "these are the names of the answer")]
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Instance {
     /// What it serves.

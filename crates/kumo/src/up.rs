@@ -54,6 +54,9 @@ pub struct Up {
     run_dir: Option<PathBuf>,
     #[command(flatten)]
     calls: Calls,
+    /// How long a silent connection to another host lives, for machines that are too busy to be heard
+    #[arg(long, value_name = "MS", hide = true, value_parser = clap::value_parser!(u64).range(1_000..=60_000))]
+    lease_ms: Option<u64>,
     #[command(flatten)]
     serve: ServeOptions,
     /// What to log on standard error: error, warn, info, debug, or a filter such as k2i=debug; warn
@@ -269,6 +272,7 @@ fn config(args: &Up) -> NodeConfig {
         dc: args.serve.dc.clone(),
         host: args.serve.host.clone(),
         calls: args.calls.given(),
+        lease: args.lease_ms.map(Duration::from_millis),
     }
 }
 

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use kumo_abi::call::{Cause, ServiceName, Who};
+use kumo_abi::call::{Cause, MethodPattern, ServiceName, Who};
 use kumo_abi::cluster::HostState;
 use middlecon::{CallError, Pong};
 use serde_json::{Value, json};
@@ -244,7 +244,7 @@ fn rights(args: &Why, source: &Source) -> Option<Step> {
 /// A connection that was opened.
 fn way(pong: &Pong) -> Vec<Step> {
     let from = &pong.from;
-    let methods: Vec<&str> = from.methods.iter().map(|pattern| pattern.as_str()).collect();
+    let methods: Vec<&str> = from.methods.iter().map(MethodPattern::as_str).collect();
     let methods = match methods.as_slice() {
         ["*"] => "every method".to_owned(),
         methods => methods.join(" "),

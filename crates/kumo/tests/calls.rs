@@ -388,5 +388,36 @@ fn a_pulse_leaves_or_it_is_said_that_it_did_not() {
     until("it is heard", || host.has("heard"));
     assert_eq!(std::fs::read_to_string(host.path("heard")).unwrap(), "0.5");
     host.run(&["pulse", "nobody"]).with_code(11).says("(NO_SUCH)");
-    host.run_with(&["pulse", "news", "-"], &[0; 100_000]).with_code(2).says("kumo call");
+    host.run_with(&["pulse", "news", "-"], &vec![0; 100_000]).with_code(2).says("kumo call");
+}
+
+#[test]
+fn a_call_to_another_data_centre_is_as_one_at_home() {
+    let tokyo = Host::start_cluster();
+    let osaka = tokyo.start_joined("osaka");
+    let server = osaka.serve(&["far", "--", "sh", "-c", "echo $KUMO_PEER; cat"]);
+    until("tokyo knows of it, and the way", || tokyo.run(&["why", "far"]).code == Some(0));
+    let said = tokyo.run(&["call", "far", "hello", "--json"]).with_code(0).json();
+    let uid = rustix::process::getuid().as_raw();
+    assert_eq!(said["reply"], format!("tokyo/a/user/{uid}\nhello"));
+    assert_eq!(said["peer"], "osaka/b/service/far");
+    let large = vec![7; 1 << 20];
+    let said = tokyo.run_with(&["call", "far", "-"], &large).with_code(0);
+    assert!(said.out.ends_with(&large));
+    let why = tokyo.run(&["why", "far"]).with_code(0);
+    assert!(
+        why.text().contains("directly, by TLS") && why.text().contains("osaka/b is alive"),
+        "{why:?}"
+    );
+    let trace = tokyo.run(&["services", "--all"]).with_code(0);
+    assert!(trace.text().contains("osaka/b"), "{}", trace.text());
+    let hang = osaka.serve(&["hang", "--", "sh", "-c", HANGS]);
+    until("tokyo knows of it", || tokyo.run(&["services", "hang"]).code == Some(0));
+    let call = tokyo.spawn(&["call", "hang", "--budget", "10m"]);
+    until("the command runs", || osaka.has("running"));
+    call.signal(Signal::INT);
+    call.ends().with_code(12).says("(CANCELLED)");
+    until("its group is gone", || osaka.is_gone("running"));
+    drop((server, hang));
+    until("it is gone", || tokyo.run(&["call", "far", "--budget", "5s"]).code == Some(11));
 }

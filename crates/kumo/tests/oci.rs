@@ -135,7 +135,7 @@ fn containers_tell_of_their_lives_before_they_go_on() {
 #[test]
 fn a_hook_without_a_state_fails_only_where_it_is_required() {
     let host = Host::start();
-    for state in [&b""[..], b"{}", b"\xff\0", &[b' '; 2_000_000]] {
+    for state in [&b""[..], b"{}", b"\xff\0", &vec![b' '; 2_000_000]] {
         host.run_with(&["oci-hook"], state).with_code(0).says("nobody was told");
         host.run_with(&["oci-hook", "--required"], state).with_code(2).says("OCI");
     }

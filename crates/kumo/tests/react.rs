@@ -87,7 +87,7 @@ fn a_process_that_ends_is_started_again_by_services_as_another_host_has_set_it()
     if !hears_processes(&a) {
         return;
     }
-    let b = a.another("b");
+    let b = a.start_joined("tokyo");
     let (file, ended) = (a.path("worker.pid"), a.path("ended.json"));
     let text = |path: &Path| path.to_str().unwrap().to_owned();
     let script = |name: &str| text(&example().join(name));
@@ -143,7 +143,7 @@ fn a_process_that_ends_is_started_again_by_services_as_another_host_has_set_it()
 #[test]
 fn a_host_that_dies_and_a_service_that_goes_are_told_once_by_one_host() {
     let a = Host::start_cluster();
-    let mut b = a.another("b");
+    let mut b = a.start_joined("tokyo");
     let log = a.path("told");
     let script = format!("cat >> {}", log.display());
     let _pager = a.serve(&["pager", "--", "sh", "-c", &script]);

@@ -11,6 +11,7 @@ mod dirs;
 mod lock;
 mod names;
 mod react;
+mod secure;
 mod signals;
 pub mod simulated;
 mod web;
@@ -46,6 +47,7 @@ pub use dirs::{DirError, Dirs, SYSTEM_RUN_DIR, SYSTEM_STATE_DIR, default_dirs, s
 pub use k2i::options::DC_DEFAULT;
 pub use lock::{Lock, LockError};
 pub use names::{NameError, host_id};
+pub use secure::OfCluster;
 pub use signals::Signals;
 use web::{Web, card};
 
@@ -81,6 +83,8 @@ pub struct NodeConfig {
     pub host: Option<String>,
     /// Where it listens for calls of other hosts, instead of what its identity says.
     pub calls: Option<CallPort>,
+    /// How long a silent connection to another host lives; by default [`kumo_fabric::LEASE_DEFAULT`].
+    pub lease: Option<Duration>,
 }
 
 /// Where a node listens for calls of other hosts.
@@ -283,6 +287,7 @@ impl Node {
                     state_dir: Some(fabric_dir),
                     run_dir: config.dirs.run.join(FABRIC_DIR),
                     calls: true,
+                    lease: config.lease,
                 };
                 let answerer = Arc::clone(&answerer);
                 Web::Many(runtime.block_on(Fabric::open(config, answerer))?)

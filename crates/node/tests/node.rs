@@ -26,6 +26,7 @@ fn config(state: &Path, run: &Path) -> NodeConfig {
         dc: Some("tokyo".to_owned()),
         host: Some("web-1".to_owned()),
         calls: None,
+        lease: None,
     }
 }
 

@@ -49,6 +49,12 @@ const DIALS_MAX: usize = 4;
 /// name service pleases.
 pub(crate) const LOOKUPS_MAX: usize = 8;
 
+/// Who asks after a gateway does so a few times, for its kernel may be in the middle of ending it; a connection
+/// that stays open for so long belongs to somebody who lives, and between two that were cut it rests.
+const ASKS_MAX: usize = 5;
+const ASK_TIME: Duration = Duration::from_millis(100);
+const ASK_REST: Duration = Duration::from_millis(5);
+
 /// After the kernel could not give us a connection, the next is asked for so much later.
 const ACCEPT_REST: Duration = Duration::from_millis(100);
 
@@ -197,15 +203,25 @@ pub(super) async fn answers(shared: &Arc<Shared>, gateway: &HostId) -> bool {
 pub(super) async fn ask_after(shared: &Arc<Shared>, gateway: &HostId) {
     let setup = shared.setup();
     let known = setup.identity.gateways.iter().find(|known| known.host == *gateway);
-    let mut failures = Vec::new();
-    for address in known.map(|known| known.addresses.clone()).unwrap_or_default() {
-        let connecting = timeout(CONNECT_MAX, connect(&shared.lookups, address.clone())).await;
-        match connecting.unwrap_or(Err(DialError::Silent)) {
-            Ok(_) => return,
-            Err(why) => failures.push(Failure { address, why }),
+    let addresses = known.map(|known| known.addresses.clone()).unwrap_or_default();
+    for _ in 0..ASKS_MAX {
+        let mut failures = Vec::new();
+        for address in addresses.clone() {
+            match connect(&shared.lookups, address.clone()).await {
+                // A kernel that ends a process may close its links before its port: then this one is cut, too.
+                Ok((mut stream, _)) => match timeout(ASK_TIME, stream.read_u8()).await {
+                    Ok(_) => break,
+                    Err(_) => return,
+                },
+                Err(why) => failures.push(Failure { address, why }),
+            }
         }
+        if failures.len() == addresses.len() {
+            tell_refusal(shared, gateway, &failures);
+            return;
+        }
+        sleep(ASK_REST).await;
     }
-    tell_refusal(shared, gateway, &failures);
 }
 
 /// The gateways in the order in which this host tries them: those of its own data centre first, the one

@@ -10,6 +10,7 @@ pub(crate) mod sync;
 pub(crate) mod watch;
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use kumo_abi::cluster::Role;
 use kumo_abi::{ClusterName, HostId};
@@ -18,7 +19,7 @@ use zenoh::{Config, Wait as _};
 
 /// A connection on which nothing came for so long is dead. Frozen hosts are seen as dead by it, and
 /// cut links as cut: with the grace of a token within 1.5 s.
-const LEASE_MS: u64 = 1_150;
+pub const LEASE_DEFAULT: Duration = Duration::from_millis(1_150);
 
 /// So many signs of life are sent a lease, where nothing else is: one every 380 ms. Two may be late
 /// by 380 ms each before a live host is taken for dead, and an idle link carries about 0.8 KB a second,
@@ -56,7 +57,9 @@ fn config(
     listen: Option<&Path>,
     connect: &[PathBuf],
     attempt: u32,
+    lease: Duration,
 ) -> zenoh::Result<Config> {
+    let lease_ms = u64::try_from(lease.as_millis()).unwrap_or(u64::MAX);
     let endpoint = |path: &PathBuf| format!("unixsock-stream/{}", path.display());
     let connect: Vec<String> = connect.iter().map(endpoint).collect();
     let listen: Vec<String> = listen.map(|path| endpoint(&path.to_owned())).into_iter().collect();
@@ -94,7 +97,7 @@ fn config(
         ("transport/unicast/accept_pending", serde_json::json!(SESSIONS_MAX)),
         ("transport/unicast/open_timeout", serde_json::json!(OPEN_MS_MAX)),
         ("transport/unicast/accept_timeout", serde_json::json!(OPEN_MS_MAX)),
-        ("transport/link/tx/lease", serde_json::json!(LEASE_MS)),
+        ("transport/link/tx/lease", serde_json::json!(lease_ms)),
         ("transport/link/tx/keep_alive", serde_json::json!(SIGNS_OF_LIFE)),
         ("transport/link/rx/max_message_size", serde_json::json!(MESSAGE_BYTES_MAX)),
     ];
@@ -213,8 +216,9 @@ pub(crate) async fn open(
     listen: Option<&Path>,
     connect: &[PathBuf],
     attempt: u32,
+    lease: Duration,
 ) -> zenoh::Result<zenoh::Session> {
-    let config = config(role, listen, connect, attempt)?;
+    let config = config(role, listen, connect, attempt, lease)?;
     spawn_blocking(move || zenoh::open(config).wait()).await?
 }
 
@@ -226,7 +230,7 @@ mod tests {
     fn zenoh_knows_every_setting() {
         for role in [Role::Gateway, Role::Member] {
             let sockets = ["/run/kumo/fabric/a".into(), "/run/kumo/fabric/b".into()];
-            config(role, Some(Path::new("/run/kumo/fabric/in")), &sockets, 0)
+            config(role, Some(Path::new("/run/kumo/fabric/in")), &sockets, 0, LEASE_DEFAULT)
                 .expect("a configuration");
         }
     }

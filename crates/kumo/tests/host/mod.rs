@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::thread;
@@ -99,10 +99,9 @@ impl Said {
     }
 }
 
-/// An address of loopback that is free now; in the worst case the node says that it is taken, and the
-/// test fails.
-fn free_address() -> String {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
+/// An address that is free now; in the worst case a node says that it is taken, and the test fails.
+fn free_address() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
 /// A search path on which scripts find the command that is tested.
@@ -126,26 +125,27 @@ impl Host {
 
     /// The same, as the first host of a cluster `acme`.
     pub fn start_cluster() -> Host {
-        let dir = tempfile::tempdir().unwrap();
-        let mut init = Command::new(env!("CARGO_BIN_EXE_kumo"));
-        init.args(["init", "--cluster", "acme", "--dc", "tokyo", "--host", "a"]);
-        init.args(["--listen", &free_address(), "--call-listen", &free_address(), "--state-dir"]);
-        init.arg(dir.path().join("state")).arg("--run-dir").arg(dir.path().join("run"));
-        Said::from(init.output().unwrap()).with_code(0);
-        let node = Host::node_with(dir.path(), &[]);
-        Host { dir, node }
+        let listen = format!("--listen {} --call-listen {}", free_address(), free_address());
+        let line = format!("init --cluster acme --dc tokyo --host a {listen}");
+        Host::start_after(&line, "")
     }
 
-    /// Another host of the cluster of this one, called `tokyo/NAME`.
-    pub fn another(&self, name: &str) -> Host {
-        let token = self.run(&["token"]).with_code(0).text().trim().to_owned();
+    /// One more host of the cluster, in a data centre of its own.
+    pub fn start_joined(&self, dc: &str) -> Host {
+        let token = self.run(&["token"]).with_code(0).text().to_owned();
+        let line = format!("join - --dc {dc} --host b --call-listen {}", free_address());
+        Host::start_after(&line, &token)
+    }
+
+    /// A host whose node starts after this command has made it one of a cluster.
+    fn start_after(line: &str, input: &str) -> Host {
         let dir = tempfile::tempdir().unwrap();
-        let mut join = Command::new(env!("CARGO_BIN_EXE_kumo"));
-        join.args(["join", &token, "--dc", "tokyo", "--host", name]);
-        join.args(["--call-listen", &free_address()]);
-        join.arg("--state-dir").arg(dir.path().join("state"));
-        join.arg("--run-dir").arg(dir.path().join("run"));
-        Said::from(join.output().unwrap()).with_code(0);
+        fs::write(dir.path().join("input"), input).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_kumo"));
+        command.args(line.split(' ')).arg("--state-dir").arg(dir.path().join("state"));
+        command.arg("--run-dir").arg(dir.path().join("run"));
+        command.stdin(fs::File::open(dir.path().join("input")).unwrap());
+        Said::from(command.output().unwrap()).with_code(0);
         let node = Host::node_with(dir.path(), &[]);
         Host { dir, node }
     }
@@ -228,10 +228,10 @@ impl Host {
         let mut out = BufReader::new(running.child.stdout.take().unwrap());
         let mut line = String::new();
         out.read_line(&mut line).unwrap();
-        if !line.starts_with("kumo: serves ") {
-            panic!("it does not serve: {:?}", running.ends());
+        if line.starts_with("kumo: serves ") {
+            return running;
         }
-        running
+        panic!("it does not serve: {:?}", running.ends())
     }
 
     /// Whether this file is there: how a command says how far it is.

@@ -215,7 +215,10 @@ impl Shared {
         let run_dir = Arc::clone(&self.run_dir);
         let made = spawn_blocking(move || middlecon::Node::connect(&run_dir)).await;
         let why = match made {
-            Ok(Ok(made)) => return Ok(client.insert(made).clone()),
+            Ok(Ok(made)) => {
+                made.secure_with(Arc::new(crate::OfCluster));
+                return Ok(client.insert(made).clone());
+            }
             Ok(Err(error)) => k2i::chain(&error),
             Err(error) => error.to_string(),
         };

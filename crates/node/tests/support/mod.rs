@@ -28,6 +28,7 @@ pub(crate) fn config(dir: &Path) -> NodeConfig {
         dc: None,
         host: None,
         calls: None,
+        lease: None,
     }
 }
 

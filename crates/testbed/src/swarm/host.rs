@@ -35,6 +35,7 @@ pub(super) struct Common {
     /// Holds a run directory for each; a short name.
     pub(super) dir: PathBuf,
     pub(super) rows: Arc<[Process]>,
+    pub(super) lease: Option<Duration>,
 }
 
 /// A member of the fabric that answers from a recorded table. It is gone without a word when it is
@@ -97,7 +98,14 @@ impl SwarmHost {
         let hangs = Arc::new(AtomicBool::new(false));
         let answerer = kumo_node::simulated::answerer(id.clone(), Arc::clone(&engine));
         let answerer = Arc::new(Hangable { answerer, hangs: Arc::clone(&hangs) });
-        let config = FabricConfig { identity, state_dir: None, run_dir, card, calls: false };
+        let config = FabricConfig {
+            identity,
+            state_dir: None,
+            run_dir,
+            card,
+            calls: false,
+            lease: common.lease,
+        };
         let fabric = Fabric::open(config, answerer).await.map_err(|error| failed(&error))?;
         let ticking = tokio::spawn(k2i::http::serve::tick(Arc::clone(&engine)));
         let host = SwarmHost { fabric, engine, hangs, ticking };
@@ -114,6 +122,11 @@ impl SwarmHost {
     /// From now on it never answers, or does again.
     pub(super) fn hang(&self, hangs: bool) {
         self.hangs.store(hangs, Ordering::Relaxed);
+    }
+
+    /// How many hosts it sees alive.
+    pub(super) fn seen(&self) -> usize {
+        self.fabric.hosts().iter().filter(|host| host.state == HostState::Alive).count()
     }
 
     /// How many hosts it sees alive with their cards.

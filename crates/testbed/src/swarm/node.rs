@@ -29,19 +29,25 @@ pub struct Node {
     pub id: HostId,
     kumo: PathBuf,
     dir: PathBuf,
+    lease: Option<Duration>,
     child: Option<Child>,
 }
 
 impl Node {
     /// One that does not run yet; `dir` gets its `state`, its `run` and its `log`.
-    pub(super) fn new(kumo: &Path, dir: &Path, id: HostId) -> io::Result<Node> {
+    pub(super) fn new(
+        kumo: &Path,
+        dir: &Path,
+        id: HostId,
+        lease: Option<Duration>,
+    ) -> io::Result<Node> {
         let dir = dir.join(format!("{}-{}", id.dc, id.host));
         for part in ["state", "run"] {
             let part = dir.join(part);
             fs::create_dir_all(&part)?;
             fs::set_permissions(&part, fs::Permissions::from_mode(0o700))?;
         }
-        Ok(Node { id, kumo: kumo.to_owned(), dir, child: None })
+        Ok(Node { id, kumo: kumo.to_owned(), dir, lease, child: None })
     }
 
     /// Where its identity is.
@@ -69,6 +75,11 @@ impl Node {
         let log = File::options().create(true).append(true).open(self.dir.join("log"))?;
         let mut command = Command::new(&self.kumo);
         command.args(["up", "--listen", "127.0.0.1:0", "--log", "warn"]).args(self.options());
+        // They share one machine, and nobody calls anybody here.
+        command.args(["--call-listen", "none"]);
+        if let Some(lease) = self.lease {
+            command.args(["--lease-ms", &lease.as_millis().to_string()]);
+        }
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let mut child = command.spawn()?;
         let began = Instant::now();

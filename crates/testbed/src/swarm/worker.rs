@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::sleep;
 
 use super::host::{Common, SwarmHost};
 use super::record::record;
@@ -57,6 +58,8 @@ pub(super) struct Start {
     pub(super) processes: usize,
     /// Whether each serves HTTP, too.
     pub(super) http: bool,
+    /// See [`super::World::start`].
+    pub(super) lease: Option<Duration>,
 }
 
 /// What it says when it has done so.
@@ -158,6 +161,7 @@ async fn open_all(start: Start) -> io::Result<BTreeMap<HostId, SwarmHost>> {
         gateways: start.gateways,
         dir: start.dir,
         rows: record(start.keeper, start.processes)?,
+        lease: start.lease,
     };
     let mut hosts = BTreeMap::new();
     for some in start.hosts.chunks(JOINING_MAX) {
@@ -166,10 +170,21 @@ async fn open_all(start: Start) -> io::Result<BTreeMap<HostId, SwarmHost>> {
             let common = common.clone();
             joining.spawn(async move { Ok((id.clone(), SwarmHost::open(common, id).await?)) });
         }
-        while let Some(joined) = joining.join_next().await {
-            let (id, host) = joined.map_err(Error::other)?.map_err(|error: Error| error)?;
-            hosts.insert(id, host);
+        let mut joined = Vec::new();
+        while let Some(one) = joining.join_next().await {
+            joined.push(one.map_err(Error::other)?.map_err(|error: Error| error)?);
         }
+        // Who has heard of all that came before has worked off what their coming made to do. Without that
+        // wait it piles up, signs of life come too late, and those who are lost for it come anew.
+        let count = hosts.len() + joined.len();
+        let began = Instant::now();
+        while joined.iter().any(|(_, host)| host.seen() < count) {
+            if began.elapsed() > SETTLE_MAX {
+                return Err(Error::other("hosts that joined do not hear of those before them"));
+            }
+            sleep(LOOK_PERIOD).await;
+        }
+        hosts.extend(joined);
     }
     Ok(hosts)
 }

@@ -83,6 +83,7 @@ pub struct World {
     seen: Receiver<Seen>,
     tell: Sender<Seen>,
     kumo: std::path::PathBuf,
+    lease: Option<Duration>,
     /// Of the watchers; after them.
     pub runtime: Runtime,
     dir: tempfile::TempDir,
@@ -102,7 +103,8 @@ fn id(dc: &DcName, name: &str) -> io::Result<HostId> {
 
 impl World {
     /// Starts a world of `plan`; each host has a table of `processes`. `worker` is how this program is
-    /// started to call [`super::worker::run`]. Returns when all see all.
+    /// started to call [`super::worker::run`]. Returns when all see all. With a `lease`, silent connections
+    /// live longer than others do: where hundreds of hosts share a core, they come late with signs of life.
     ///
     /// # Errors
     /// Something does not start; nothing is left running.
@@ -110,6 +112,7 @@ impl World {
         plan: &[DcPlan],
         processes: usize,
         http: bool,
+        lease: Option<Duration>,
         kumo: &Path,
         worker: &dyn Fn() -> Command,
     ) -> io::Result<World> {
@@ -139,6 +142,7 @@ impl World {
             seen,
             tell,
             kumo: kumo.to_owned(),
+            lease,
             runtime,
             dir,
         };
@@ -177,6 +181,7 @@ impl World {
                 keeper: crowd.keeper_pid(),
                 processes,
                 http,
+                lease: self.lease,
             };
             let mut worker = Worker::spawn(&mut worker(), hosts)?;
             worker.tell(&Order::Start(start))?;
@@ -187,6 +192,7 @@ impl World {
             gateways: self.known.clone(),
             dir: self.dir.path().join("s"),
             rows: record(crowd.keeper_pid(), processes)?,
+            lease: self.lease,
         };
         for dc in plan {
             let id = id(&dc.name, "watcher")?;
@@ -215,7 +221,7 @@ impl World {
 
     /// A real node with an identity of this cluster that does not run yet.
     fn identify(&self, id: &HostId, role: Role) -> io::Result<Node> {
-        let node = Node::new(&self.kumo, self.dir.path(), id.clone())?;
+        let node = Node::new(&self.kumo, self.dir.path(), id.clone(), self.lease)?;
         let identity = Identity::issue(&self.authority, id, role, wall_ms());
         let mut identity = identity.map_err(Error::other)?;
         let own = self.known.iter().find(|gateway| gateway.host == *id);
@@ -246,7 +252,7 @@ impl World {
     /// # Errors
     /// Its directories cannot be made.
     pub fn blank(&self, id: HostId) -> io::Result<Node> {
-        Node::new(&self.kumo, self.dir.path(), id)
+        Node::new(&self.kumo, self.dir.path(), id, self.lease)
     }
 
     /// Hears of changes by a node that has started (again).

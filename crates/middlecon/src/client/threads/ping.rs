@@ -68,7 +68,7 @@ impl Service {
 
     /// Who answered last, while the connection to it is kept.
     pub fn answerer(&self) -> Option<Answerer> {
-        self.pool().last().map(|connection| connection.answerer())
+        self.pool().last().map(Connection::answerer)
     }
 }
 
