@@ -19,6 +19,7 @@ pub mod page;
 mod problem;
 pub mod proc;
 mod query;
+pub mod react;
 mod schema;
 mod value;
 

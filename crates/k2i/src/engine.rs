@@ -12,15 +12,16 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
+use kumo_abi::events::{EventColumn, EventKind};
 use kumo_abi::proc::{Column, PROC};
-use kumo_abi::{Meta, ProcessId, Query, Select, TICK_NS};
+use kumo_abi::{ColumnIndex, Meta, ProcessId, Query, Select, TICK_NS, Value};
 use serde_json::json;
 use tokio::sync::broadcast;
 
 use crate::collect::{Collector, CollectorChoice, CollectorKind, ProcFs, Rung, Scan};
 use crate::delta::{CellHash, Seen};
 use crate::encode::{document, write_value};
-use crate::events::{self, Attempt, EventChoice, Events, EventsReport, News};
+use crate::events::{self, Attempt, Event, EventChoice, Events, EventsReport, News};
 use crate::names::NameCache;
 use crate::row::{self, Context, rfc3339};
 use crate::select::{Selected, View, parts_of};
@@ -360,6 +361,42 @@ impl Engine {
                 .collect();
             why.join("; ")
         })
+    }
+
+    /// Reads an event as a row of [`EVENTS`](kumo_abi::events::EVENTS): `read` gets what tells a column's
+    /// value, for `columns` only.
+    pub fn read_event<T>(
+        &self,
+        event: &Event,
+        columns: &[ColumnIndex],
+        read: impl FnOnce(&dyn Fn(ColumnIndex) -> Value<'static>) -> T,
+    ) -> T {
+        let of = |column: &ColumnIndex| match EventColumn::at(*column) {
+            EventColumn::Of(column) => Some(column),
+            EventColumn::Event | EventColumn::At => None,
+        };
+        let columns: Vec<Column> = columns.iter().filter_map(of).collect();
+        let context = self.event_context(&columns, &event.life.row());
+        let row = &context.table.rows[0];
+        let value = |column: ColumnIndex| match EventColumn::at(column) {
+            EventColumn::Event => Value::text(event.kind.name()),
+            EventColumn::At => row::moment(event.at_ns, &context.table),
+            EventColumn::Of(column) => row::value(column, row, 0, &context).into_owned(),
+        };
+        read(&value)
+    }
+
+    /// The ends of processes that are remembered, the last `most` of them, the newest first.
+    ///
+    /// # Errors
+    /// [`AskError::NoEvents`].
+    pub fn last_ends(&self, most: usize) -> Result<Vec<Event>, AskError> {
+        let (ended, ..) = self.taken().map_err(AskError::NoEvents)?.ended();
+        let event = |life: Arc<crate::events::Life>| {
+            let at_ns = life.end.map_or(0, |end| end.at_ns);
+            Event { kind: EventKind::Exit, at_ns, life }
+        };
+        Ok(ended.into_iter().rev().take(most).map(event).collect())
     }
 
     /// What an event's values are made from beside its process.

@@ -11,10 +11,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kumo_abi::call::{BODY_BYTES_MAX, BUDGET_NS_MAX, CallNameError, Cause, Method, ServiceName};
+use kumo_node::OfCluster;
 use middlecon::{CallError, Context, Node, NodeError};
 
 use crate::error::CommandError;
-use crate::secure::OfCluster;
 
 /// The method that is called where none is named.
 pub const METHOD_DEFAULT: &str = "call";

@@ -50,8 +50,8 @@ mod pgrep;
 mod ping;
 mod ps;
 mod pulse;
+mod react;
 mod scope;
-mod secure;
 mod serve;
 mod services;
 mod shown;
@@ -143,6 +143,8 @@ enum Command {
     Trace(trace::Trace),
     #[command(after_help = acl::EXAMPLES)]
     Acl(Box<acl::Acl>),
+    #[command(after_help = react::EXAMPLES)]
+    React(Box<react::React>),
     #[command(after_help = oci_hook::EXAMPLES)]
     OciHook(Box<oci_hook::OciHook>),
     #[command(after_help = init::EXAMPLES)]
@@ -222,6 +224,7 @@ fn run(cli: &Cli, out: &mut Output) -> Result<Exit, CommandError> {
         Command::Blocked(args) => blocked::run(args, &open_node(cli, &args.at, out)?, out),
         Command::Trace(args) => trace::run(args, &open_node(cli, &args.at, out)?, out),
         Command::Acl(args) => acl::run(args, &open_node(cli, &args.at, out)?, out),
+        Command::React(args) => react::run(args, &open_node(cli, args.at(), out)?, out),
         Command::OciHook(args) => oci_hook::run(args, out),
         Command::Init(args) => init::run(args, out),
         Command::Token(args) => token::run(args, &open_node(cli, &args.at, out)?, out),

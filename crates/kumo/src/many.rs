@@ -255,7 +255,7 @@ pub fn each_row(
     end.check(scope)
 }
 
-/// Asks the hosts of `scope` for the document at `about`, such as `host`.
+/// Asks the hosts of `scope` for the document at `about`, such as `host` or `react/journal?limit=5`.
 ///
 /// # Errors
 /// As [`rows`].
@@ -265,7 +265,8 @@ pub fn answers(
     scope: &Scope,
     mut progress: Progress,
 ) -> Result<AllAnswers, CommandError> {
-    let ask = Ask::get(path(about, String::new(), scope)).that_waits(scope.wait());
+    let (about, parameters) = about.split_once('?').unwrap_or((about, ""));
+    let ask = Ask::get(path(about, parameters.to_owned(), scope)).that_waits(scope.wait());
     let mut whole = Whole { document: Vec::new(), progress: &mut progress };
     let fetched = source.fetch(&ask, &mut whole);
     let document = whole.document;

@@ -10,6 +10,8 @@ mod calls;
 mod dirs;
 mod lock;
 mod names;
+mod react;
+mod secure;
 mod signals;
 pub mod simulated;
 mod web;
@@ -45,6 +47,7 @@ pub use dirs::{DirError, Dirs, SYSTEM_RUN_DIR, SYSTEM_STATE_DIR, default_dirs, s
 pub use k2i::options::DC_DEFAULT;
 pub use lock::{Lock, LockError};
 pub use names::{NameError, host_id};
+pub use secure::OfCluster;
 pub use signals::Signals;
 use web::{Web, card};
 
@@ -298,10 +301,16 @@ impl Node {
         let waiting = Arc::clone(calls.shared());
         engine.show_blocked_on(move || waiting.blocked_on());
         let run_dir: Arc<Path> = config.dirs.run.as_path().into();
+        let react = {
+            let (engine, calls) = (Arc::clone(&engine), Arc::clone(calls.shared()));
+            let run_dir = Arc::clone(&run_dir);
+            react::Shared::new(web.clone(), engine, calls, run_dir, &config.dirs.state)
+        };
         let shared = || {
             let calls = Arc::clone(calls.shared());
             let run_dir = Arc::clone(&run_dir);
-            api::Shared::new(web.clone(), calls, run_dir, stopping.clone(), reopen.clone())
+            let react = Arc::clone(&react);
+            api::Shared::new(web.clone(), calls, react, run_dir, stopping.clone(), reopen.clone())
         };
         answerer.open(router_with(others, api::own_routes(shared())));
         let apis = [open, local];
@@ -312,6 +321,7 @@ impl Node {
         };
         let serving = vec![serve(open_bound, &apis[0]), serve(local_bound, &apis[1])];
         runtime.spawn(tick(engine));
+        runtime.spawn(react::keep(Arc::clone(&react), stopping.clone()));
         Ok(Node {
             runtime: Some(runtime),
             stop,

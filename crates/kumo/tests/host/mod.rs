@@ -104,6 +104,12 @@ fn free_address() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
+/// A search path on which scripts find the command that is tested.
+pub fn path_with_kumo() -> String {
+    let dir = Path::new(env!("CARGO_BIN_EXE_kumo")).parent().unwrap();
+    format!("{}:{}", dir.display(), std::env::var("PATH").unwrap_or_default())
+}
+
 /// A host with a node of its own.
 pub struct Host {
     pub dir: tempfile::TempDir,
@@ -144,6 +150,13 @@ impl Host {
         Host { dir, node }
     }
 
+    /// The node is killed, and another started in its place.
+    pub fn restart(&mut self) {
+        self.node.child.kill().unwrap();
+        self.node.child.wait().unwrap();
+        self.node = Host::node_with(self.dir.path(), &[]);
+    }
+
     pub fn node(dir: &Path) -> Running {
         Host::node_with(dir, &["--dc", "tokyo", "--host", "a"])
     }
@@ -179,9 +192,11 @@ impl Host {
 
     /// `kumo` with these arguments, for this host's node.
     pub fn kumo(&self, args: &[&str]) -> Command {
-        let (command, rest) = args.split_first().unwrap();
+        // Options belong to the innermost command.
+        let (command, rest) = args.split_at(if args[0] == "react" { 2 } else { 1 });
         let mut kumo = Command::new(env!("CARGO_BIN_EXE_kumo"));
-        kumo.arg(command).arg("--run-dir").arg(self.run_dir()).args(rest);
+        kumo.args(command).arg("--run-dir").arg(self.run_dir()).args(rest);
+        kumo.env("PATH", path_with_kumo());
         kumo.current_dir(self.dir.path()).env_remove("KUMO_CONTEXT").env_remove("NO_COLOR");
         kumo.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         kumo

@@ -121,7 +121,7 @@ async fn put_acl(
     acl.check().map_err(|error| Refused::bad_request(error.to_string()))?;
     let value = serde_json::to_vec(&acl).unwrap_or_default();
     let (store, key) = (Arc::clone(fabric(&shared)?.store()), acl_key(&service));
-    change(move || store.put(&key, value)).await?;
+    change("access list", move || store.put(&key, value)).await?;
     tracing::info!(target: "audit", %service, "access list changed");
     Ok(document(StatusCode::OK, &json!({ "service": service, "acl": acl })))
 }
@@ -136,14 +136,15 @@ async fn delete_acl(
     let (store, key) = (Arc::clone(fabric(&shared)?.store()), acl_key(&service));
     let was = store.value(&key).is_some();
     if was {
-        change(move || store.remove(&key)).await?;
+        change("access list", move || store.remove(&key)).await?;
         tracing::info!(target: "audit", %service, "access list removed");
     }
     Ok(document(StatusCode::OK, &json!({ "service": service, "removed": was })))
 }
 
 /// Writes to the desired state: when this returns, it is on the disk.
-async fn change(
+pub(super) async fn change(
+    what: &str,
     write: impl FnOnce() -> Result<(), StoreError> + Send + 'static,
 ) -> Result<(), Refused> {
     let written = spawn_blocking(write).await.map_err(|error| {
@@ -151,12 +152,12 @@ async fn change(
         Refused::bug()
     })?;
     written.map_err(|error| {
-        let title = "The access list could not be written";
+        let title = format!("The {what} could not be written");
         let status = match error {
             StoreError::TooBig { .. } => StatusCode::BAD_REQUEST,
             _ => StatusCode::INTERNAL_SERVER_ERROR,
         };
-        Refused::new(status, "acl-failed", title, chain(&error))
+        Refused::new(status, "write-failed", &title, chain(&error))
     })
 }
 

@@ -68,6 +68,7 @@ impl Gateway {
             let title = "The node cannot call";
             Refused::new(StatusCode::SERVICE_UNAVAILABLE, "no-calls", title, chain(&error))
         })?;
+        made.secure_with(Arc::new(crate::OfCluster));
         Ok(client.insert(made).clone())
     }
 }

@@ -11,6 +11,7 @@ mod gateway;
 mod gather;
 mod hosts;
 mod one;
+mod react;
 mod scope;
 
 use std::path::Path;
@@ -26,6 +27,7 @@ use k2i::http::{Refused, Via};
 use tokio::sync::{Semaphore, watch};
 
 use crate::calls::Shared as Calls;
+use crate::react::Shared as React;
 use crate::web::Web;
 
 pub(crate) use admin::Reopen;
@@ -48,6 +50,7 @@ type Reply = Result<Response, Refused>;
 pub(crate) struct Shared {
     pub(crate) web: Web,
     calls: Arc<Calls>,
+    react: Arc<React>,
     gateway: gateway::Gateway,
     run_dir: Arc<Path>,
     places: Arc<Semaphore>,
@@ -61,25 +64,27 @@ impl Shared {
     pub(crate) fn new(
         web: Web,
         calls: Arc<Calls>,
+        react: Arc<React>,
         run_dir: Arc<Path>,
         stopping: watch::Receiver<bool>,
         reopen: Reopen,
     ) -> Shared {
         let places = Arc::new(Semaphore::new(GATHERS_MAX));
         let gateway = gateway::Gateway::new();
-        Shared { web, calls, gateway, run_dir, places, stopping, reopen }
+        Shared { web, calls, react, gateway, run_dir, places, stopping, reopen }
     }
 }
 
 /// Routes about this node.
 pub(crate) fn own_routes(shared: Shared) -> Router {
-    hosts::routes().merge(calls::own_routes()).with_state(shared)
+    hosts::routes().merge(calls::own_routes()).merge(react::own_routes()).with_state(shared)
 }
 
 /// Routes that ask others, or change what the node is.
 pub(crate) fn wide_routes(shared: Shared) -> Router {
     let asking = all::routes().merge(one::routes()).route_layer(from_fn(near));
     let local = admin::routes().merge(calls::local_routes()).merge(gateway::routes());
+    let local = local.merge(react::local_routes());
     asking.merge(hosts::stream()).merge(local).with_state(shared)
 }
 
@@ -139,8 +144,9 @@ mod tests {
         let web = Web::lone(me, card(None), Instant::now(), answerer);
         let (_stop, stopping) = watch::channel(false);
         let calls = Calls::idle(web.clone());
-        let shared =
-            Shared::new(web, calls, Path::new("/").into(), stopping, watch::Sender::new(false));
+        let react = React::idle(web.clone(), Arc::clone(&calls));
+        let reopen = watch::Sender::new(false);
+        let shared = Shared::new(web, calls, react, Path::new("/").into(), stopping, reopen);
         let mut request = Request::new(Body::empty());
         *request.uri_mut() = Uri::from_static(target);
         if let Some(via) = via {

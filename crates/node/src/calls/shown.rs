@@ -18,6 +18,7 @@ use super::rules::Program;
 use super::rules::grants::Grant;
 use super::rules::registry::Instance;
 use super::{Shared, now, now_ns, pages};
+use crate::react::rules::Load;
 
 /// Most spans of a trace that one host shows.
 pub(crate) const SPANS_SHOWN_MAX: usize = 10_000;
@@ -285,6 +286,41 @@ impl Shared {
                 })
                 .collect(),
         }
+    }
+
+    /// How much of each service there is, on this host and on others that are believed.
+    pub(crate) fn loads(&self) -> BTreeMap<ServiceName, Load> {
+        // Connections and slots of this host's own instances.
+        let mut own: BTreeMap<ServiceName, (u32, u32)> = BTreeMap::new();
+        let mut loads: BTreeMap<ServiceName, Load> = BTreeMap::new();
+        let state = self.state();
+        let broker = &state.broker;
+        for instance in broker.registry().iter() {
+            // One that drains or stands still is there, and answers nobody new.
+            let load = loads.entry(instance.service.clone()).or_default();
+            if !instance.draining && !instance.suspended {
+                (load.ready, load.hosts) = (load.ready + 1, 1);
+                let (connections, slots) = own.entry(instance.service.clone()).or_default();
+                *connections = connections.saturating_add(instance.connections);
+                *slots = slots.saturating_add(instance.slots.into());
+            }
+        }
+        for (service, (connections, slots)) in own {
+            let load = loads.entry(service).or_default();
+            load.load_percent = connections.saturating_mul(100) / slots.max(1);
+        }
+        let others = broker.directory().iter().filter(|(host, ..)| *host != broker.me());
+        for (_, service, entry, _) in others.filter(|(.., current)| *current) {
+            let load = loads.entry(service.clone()).or_default();
+            load.ready = load.ready.saturating_add(entry.ready);
+            load.asleep = load.asleep.saturating_add(entry.asleep);
+            load.hosts += u32::from(entry.ready > 0);
+            load.load_percent = load.load_percent.max(entry.load_percent);
+        }
+        for load in loads.values_mut() {
+            load.ready_before = load.ready;
+        }
+        loads
     }
 
     /// `GET /v2/calls/blocked`.

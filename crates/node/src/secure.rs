@@ -1,5 +1,5 @@
-//! Whom a command believes on other hosts: the programs of its cluster, and of those the one that the
-//! nodes named.
+//! Whom a program that we ship believes on other hosts, be it a command or the node that calls for
+//! others: the programs of its cluster, and of those the one that the nodes named.
 
 use std::sync::Arc;
 
@@ -56,7 +56,7 @@ fn wanted(own: &ProgramTls, host: &HostId, program: Program) -> WantedProgram {
 
 /// Our side of TLS, as our node made it.
 fn own(certificate: &Certificate) -> Result<ProgramTls, rustls::Error> {
-    let unusable = |error: &dyn std::error::Error| rustls::Error::General(crate::chain(error));
+    let unusable = |error: &dyn std::error::Error| rustls::Error::General(k2i::chain(error));
     let [program, host] = certificate.chain.as_slice() else {
         let what = "a certificate of a program comes with its host's, and nothing else";
         return Err(rustls::Error::General(what.to_owned()));

@@ -1,0 +1,142 @@
+//! `/v2/react…`: reactions, what they did, and what one would do.
+
+use std::sync::Arc;
+
+use axum::body::Bytes;
+use axum::extract::rejection::{BytesRejection, PathRejection};
+use axum::extract::{Path, Request, State};
+use axum::http::{StatusCode, Uri};
+use axum::routing::{get, post, put as put_route};
+use axum::{RequestExt as _, Router};
+use k2i::http::{Refused, chain, parameters};
+use kumo_abi::react::{REACTIONS_MAX, Reaction, ReactionName};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+use tokio::task::spawn_blocking;
+
+use super::calls::change;
+use super::{Reply, Shared, admin, check_local, json as document};
+use crate::react::{PREFIX, key};
+
+/// Entries that are shown where nobody says how many.
+const ENTRIES_DEFAULT: usize = 100;
+
+/// Most entries that are shown.
+const ENTRIES_MAX: usize = 10_000;
+
+/// About this host: others may ask for them over the fabric.
+pub(super) fn own_routes() -> Router<Shared> {
+    Router::new().route("/v2/react", get(all)).route("/v2/react/journal", get(journal))
+}
+
+/// What changes them, and what says what they would do: for the commands of this host alone.
+pub(super) fn local_routes() -> Router<Shared> {
+    Router::new()
+        .route("/v2/react/test", post(test))
+        .route("/v2/react/{name}", put_route(put).delete(delete))
+}
+
+async fn all(State(shared): State<Shared>) -> Reply {
+    Ok(document(StatusCode::OK, &shared.react.shown()))
+}
+
+async fn journal(State(shared): State<Shared>, uri: Uri) -> Reply {
+    let (mut reaction, mut most) = (None, ENTRIES_DEFAULT);
+    for (name, text) in parameters(&uri, &["reaction", "limit"])? {
+        if name == "reaction" {
+            let bad =
+                |error: kumo_abi::react::ReactionError| Refused::bad_request(error.to_string());
+            reaction = Some(text.parse::<ReactionName>().map_err(bad)?);
+        } else {
+            let number = text.parse().ok().filter(|number| (1..=ENTRIES_MAX).contains(number));
+            most = number.ok_or_else(|| {
+                Refused::bad_request(format!("limit is a number from 1 to {ENTRIES_MAX}"))
+            })?;
+        }
+    }
+    let react = Arc::clone(&shared.react);
+    let read = spawn_blocking(move || react.journal(reaction.as_ref(), most)).await;
+    let read = read.map_err(|error| {
+        tracing::error!("an answer failed: {error}");
+        Refused::bug()
+    })?;
+    let shown = read.map_err(|error| {
+        let title = "The journal cannot be read";
+        Refused::new(StatusCode::INTERNAL_SERVER_ERROR, "no-journal", title, chain(&error))
+    })?;
+    Ok(document(StatusCode::OK, &shown))
+}
+
+fn named(name: Result<Path<String>, PathRejection>) -> Result<ReactionName, Refused> {
+    let Path(text) = name.map_err(|error| Refused::bad_request(error.body_text()))?;
+    text.parse().map_err(|error: kumo_abi::react::ReactionError| {
+        Refused::bad_request(format!("`{}` is no name: {error}", text.escape_debug()))
+    })
+}
+
+async fn body_of<T: serde::de::DeserializeOwned>(request: Request) -> Result<T, Refused> {
+    let body: Result<Bytes, BytesRejection> = request.extract().await;
+    let body = body.map_err(|error| Refused::bad_request(error.body_text()))?;
+    serde_json::from_slice(&body)
+        .map_err(|error| Refused::bad_request(format!("the body makes no sense: {error}")))
+}
+
+async fn put(
+    State(shared): State<Shared>,
+    name: Result<Path<String>, PathRejection>,
+    request: Request,
+) -> Reply {
+    check_local(&request)?;
+    let name = named(name)?;
+    let reaction: Reaction = body_of(request).await?;
+    reaction.compile().map_err(|error| Refused::bad_request(error.to_string()))?;
+    let store = Arc::clone(admin::fabric(&shared)?.store());
+    let known = store.with_prefix(PREFIX);
+    if known.len() >= REACTIONS_MAX && !known.iter().any(|(known, _)| *known == key(&name)) {
+        let detail = format!("there are {REACTIONS_MAX} reactions, and that is the most");
+        let title = "There are too many reactions";
+        return Err(Refused::new(StatusCode::CONFLICT, "too-many", title, detail));
+    }
+    let value = serde_json::to_vec(&reaction).unwrap_or_default();
+    let key = key(&name);
+    change("reaction", move || store.put(&key, value)).await?;
+    tracing::info!(target: "audit", reaction = %name, "reaction set");
+    Ok(document(StatusCode::OK, &json!({ "name": name, "reaction": reaction })))
+}
+
+async fn delete(
+    State(shared): State<Shared>,
+    name: Result<Path<String>, PathRejection>,
+    request: Request,
+) -> Reply {
+    check_local(&request)?;
+    let name = named(name)?;
+    let (store, key) = (Arc::clone(admin::fabric(&shared)?.store()), key(&name));
+    let was = store.value(&key).is_some();
+    if was {
+        change("reaction", move || store.remove(&key)).await?;
+        tracing::info!(target: "audit", reaction = %name, "reaction removed");
+    }
+    Ok(document(StatusCode::OK, &json!({ "name": name, "removed": was })))
+}
+
+async fn test(State(shared): State<Shared>, request: Request) -> Reply {
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Test {
+        reaction: Reaction,
+        /// What to try it on; without it what there is.
+        #[serde(default)]
+        event: Option<Map<String, Value>>,
+    }
+    check_local(&request)?;
+    let Test { reaction, event } = body_of(request).await?;
+    let react = Arc::clone(&shared.react);
+    let tested = spawn_blocking(move || react.test(&reaction, event.as_ref())).await;
+    let tested = tested.map_err(|error| {
+        tracing::error!("an answer failed: {error}");
+        Refused::bug()
+    })?;
+    let tested = tested.map_err(|error| Refused::bad_request(error.to_string()))?;
+    Ok(document(StatusCode::OK, &tested))
+}
