@@ -149,7 +149,7 @@ impl From<CallError> for Error {
                 let path: Vec<&str> = path.iter().map(|hop| hop.service.as_str()).collect();
                 let path = c_string(&path.join(" "));
                 let error = Error::new(Outcome::NotExecuted, cause, &text, &message);
-                Error { path, retry_after_ms, ..error }
+                Error { retry_after_ms, path, ..error }
             }
             CallError::Unknown { message, .. } => {
                 Error::new(Outcome::Unknown, cause, &text, &message)

@@ -232,7 +232,7 @@ fn start(
         let name = name.map(|name| parsed::<kumo_abi::call::Method>(name, "method")).transpose()?;
         let number = name.as_ref().map(kumo_abi::call::Method::number);
         if let Some(former) =
-            seen.iter().find(|former| former.as_ref().map(|it| it.number()) == number)
+            seen.iter().find(|former| former.as_ref().map(kumo_abi::call::Method::number) == number)
         {
             return Err(twice(former.as_ref(), name.as_ref()));
         }

@@ -1,5 +1,6 @@
 //! `kumo react`: when something happens, call a service.
 
+use std::fmt::Write as _;
 use std::time::Duration;
 
 use hyper::Method as Http;
@@ -297,6 +298,7 @@ fn switch(
 }
 
 /// The reactions of one host.
+#[expect(clippy::struct_field_names, reason = "these are the names of the answer")]
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Reactions {
     #[serde(flatten)]
@@ -402,7 +404,9 @@ fn listed(hosts: &[Reactions], many: bool, out: &Output) -> Vec<String> {
     }
     cells.insert(0, grid::headings(&HEADINGS));
     if !many {
-        cells.iter_mut().for_each(|row| drop(row.remove(1)));
+        for row in &mut cells {
+            row.remove(1);
+        }
     }
     grid::lines(cells, out.size().map(|(columns, _)| columns), out)
 }
@@ -467,14 +471,14 @@ fn told(at: &HostId, entry: &Value) -> String {
         text("outcome").unwrap_or("?"),
     );
     if let Some(cause) = text("cause") {
-        line.push_str(&format!(" ({cause})"));
+        let _ = write!(line, " ({cause})");
     }
     if let Some(code) = entry.get("code").and_then(Value::as_u64) {
-        line.push_str(&format!(" with code {code}"));
+        let _ = write!(line, " with code {code}");
     }
-    line.push_str(&format!(" {}", text("call").unwrap_or("?")));
+    let _ = write!(line, " {}", text("call").unwrap_or("?"));
     if let Some(took_ms) = entry.get("took_ms").and_then(Value::as_f64) {
-        line.push_str(&format!(" in {}", millis(took_ms)));
+        let _ = write!(line, " in {}", millis(took_ms));
     }
     if let Some(Value::Object(event)) = entry.get("event") {
         let known = event.iter().filter(|(_, value)| !value.is_null());
@@ -485,16 +489,16 @@ fn told(at: &HostId, entry: &Value) -> String {
                 other => format!("{name}={other}"),
             })
             .collect();
-        line.push_str(&format!(" on {}", words.join(" ")));
+        let _ = write!(line, " on {}", words.join(" "));
     }
     match entry.get("dropped").and_then(Value::as_u64) {
         Some(dropped) if dropped > 0 && text("outcome") != Some("missed") => {
-            line.push_str(&format!(", {dropped} dropped before it"));
+            let _ = write!(line, ", {dropped} dropped before it");
         }
         _ => {}
     }
     if let Some(message) = text("message") {
-        line.push_str(&format!(": {message}"));
+        let _ = write!(line, ": {message}");
     }
     line
 }

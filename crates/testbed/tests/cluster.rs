@@ -128,7 +128,7 @@ fn a_killed_member_is_dead_everywhere_and_comes_back() {
     assert!(errors.contains("osaka/c"), "{errors}");
     assert!(out.contains(r#""osaka""#) && out.contains(r#""tokyo""#), "{out}");
     // Nothing was sent to a host that is known to be dead, and nobody doubts it.
-    let kill = words(&["kill", "osaka/c/1"]);
+    let kill = words(&["kill", "osaka/c/4000000"]);
     let (status, _, errors) = cluster.kumo_status(&host("tokyo/b"), &kill).unwrap();
     assert_eq!(status.code(), Some(1), "{errors}");
     assert!(errors.contains("it was not asked") && !errors.contains("not known"), "{errors}");

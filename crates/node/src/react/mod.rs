@@ -445,18 +445,18 @@ impl Drop for Running<'_> {
 /// executed, and for a cause that may pass.
 fn again_after(result: &Result<(), CallError>) -> Option<Duration> {
     let Err(CallError::NotExecuted { cause, retry_after_ms, .. }) = result else { return None };
-    let may_pass = match cause {
+    let stays = matches!(
+        cause,
         Cause::Denied
-        | Cause::Deadline
-        | Cause::Cancelled
-        | Cause::Cycle
-        | Cause::Depth
-        | Cause::TooLarge
-        | Cause::Malformed => false,
-        _ => true,
-    };
+            | Cause::Deadline
+            | Cause::Cancelled
+            | Cause::Cycle
+            | Cause::Depth
+            | Cause::TooLarge
+            | Cause::Malformed
+    );
     let said = retry_after_ms.map(|ms| Duration::from_millis(ms.into()));
-    may_pass.then(|| said.map_or(AGAIN_AFTER, |said| said.max(AGAIN_AFTER)))
+    (!stays).then(|| said.map_or(AGAIN_AFTER, |said| said.max(AGAIN_AFTER)))
 }
 
 fn service_value(service: &ServiceName, load: Load, column: ColumnIndex) -> Value<'static> {

@@ -207,6 +207,7 @@ impl Hosts {
 }
 
 /// What is known of a service on all hosts.
+#[expect(clippy::struct_field_names, reason = "these are the names of the columns")]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Load {
     pub(crate) ready: u32,

@@ -20,6 +20,7 @@ const TESTED_MAX: usize = 16_384;
 const MATCHES_SHOWN_MAX: usize = 20;
 
 /// `GET /v2/react`.
+#[expect(clippy::struct_field_names, reason = "these are the names of the answer")]
 #[derive(Debug, Serialize)]
 pub(crate) struct Reactions {
     /// This host.
