@@ -584,7 +584,7 @@ mod tests {
             "dropped": 2, "message": "nobody serves it"});
         assert_eq!(
             told(&at, &entry),
-            "T tokyo/a web not-executed (NO_SUCH) kv/call in 1.50 ms on comm=a b pid=7, 2 dropped before \
+            "T tokyo/a web not-executed (NO_SUCH) kv/call in 1.50 ms on pid=7 comm=a b, 2 dropped before \
              it: nobody serves it"
         );
         assert_eq!((look(&entry), look(&json!({"outcome": "done"}))), (Look::Warn, Look::Plain));
