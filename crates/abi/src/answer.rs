@@ -31,6 +31,10 @@ pub struct Meta {
     /// How many rows are missing at least, of processes that ended: their events were lost.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub lost: u64,
+    /// What could not be seen, in words, where some rows or cells may be missing for it: files of other
+    /// users, other network namespaces. Null where all was seen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unseen: Option<String>,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands over a reference")]

@@ -100,7 +100,7 @@ impl Kind {
     /// Which flags a frame of this kind may carry.
     pub fn flags(self) -> u16 {
         match self {
-            Kind::Call | Kind::Reply => flags::LENT | flags::PARTS | flags::STREAM,
+            Kind::Call | Kind::Reply => flags::LENT | flags::PARTS | flags::STREAM | flags::POOLED,
             Kind::Chunk => flags::LAST,
             _ => 0,
         }
@@ -118,6 +118,66 @@ pub mod flags {
     pub const STREAM: u16 = 4;
     /// The last chunk.
     pub const LAST: u16 = 8;
+    /// The body is in a slot of the sender's pool; what stands in the frame is a [`super::Pooled`].
+    pub const POOLED: u16 = 16;
+}
+
+/// Slots of each side of a connection on one host, for large bodies: memory that is passed once and used
+/// again.
+pub const POOL_SLOTS: usize = 4;
+
+/// Largest body that goes through a slot, and largest slot: a connection keeps 16 MiB a direction at most.
+/// What is larger, or finds no slot, is sealed in memory of its own.
+pub const POOL_BODY_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// Bytes of a [`Pooled`].
+pub const POOLED_BYTES: usize = 32;
+
+/// Where the body of a frame stands in the sender's pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pooled {
+    /// Bytes of the body.
+    pub len_bytes: u64,
+    /// Which slot, below [`POOL_SLOTS`].
+    pub slot: u64,
+    /// The how-manieth use of this slot it is, what who has copied the body writes into its page.
+    pub turn: u64,
+    /// Bytes of the slot where its memory comes beside this frame; 0 where it came before.
+    pub slot_bytes: u64,
+}
+
+impl Pooled {
+    /// Its bytes.
+    pub fn encode(&self) -> [u8; POOLED_BYTES] {
+        let mut bytes = [0; POOLED_BYTES];
+        let words = [self.len_bytes, self.slot, self.turn, self.slot_bytes];
+        for (chunk, word) in bytes.as_chunks_mut::<8>().0.iter_mut().zip(words) {
+            *chunk = word.to_le_bytes();
+        }
+        bytes
+    }
+
+    /// Reads one; its numbers are within the limits.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn decode(bytes: &[u8]) -> Result<Pooled, FrameError> {
+        let bytes: &[u8; POOLED_BYTES] =
+            bytes.try_into().map_err(|_| FrameError::Short("place of a body"))?;
+        let [len_bytes, slot, turn, slot_bytes] =
+            std::array::from_fn(|at| u64::from_le_bytes(bytes.as_chunks::<8>().0[at]));
+        let max = POOL_BODY_BYTES_MAX as u64;
+        for (what, value, max) in [
+            ("body in a slot", len_bytes, max),
+            ("slot", slot, POOL_SLOTS as u64 - 1),
+            ("size of a slot", slot_bytes, max),
+        ] {
+            if value > max {
+                return Err(FrameError::Range { what, value, max });
+            }
+        }
+        Ok(Pooled { len_bytes, slot, turn, slot_bytes })
+    }
 }
 
 /// Why bytes are no frame. The connection cannot be used any more: where the next begins is not known.

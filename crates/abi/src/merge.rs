@@ -21,8 +21,9 @@ mod runs;
 use serde::{Deserialize, Serialize};
 
 use crate::names::{DcName, HostName};
-use crate::proc::{COLUMNS_DEFAULT, Column, PROC};
 use crate::query::{Query, QueryError, QueryText, Select};
+use crate::relation::{PROCESSES, Relation};
+use crate::schema::Schema;
 pub use part::{PART_VERSION, Spoiled};
 use part::{Part, Speaker};
 
@@ -53,6 +54,9 @@ pub struct Answered {
     /// How many rows are missing at least; see [`Meta`](crate::Meta).
     #[serde(default, skip_serializing_if = "crate::answer::is_zero")]
     pub lost: u64,
+    /// What it could not see; see [`Meta`](crate::Meta).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unseen: Option<String>,
 }
 
 impl Speaker for Answered {
@@ -99,9 +103,10 @@ enum Mode {
     Groups,
 }
 
-/// A query of the process tables of many hosts.
+/// A query of one table of many hosts.
 #[derive(Debug)]
 pub struct Plan {
+    schema: &'static Schema,
     query: Query,
     for_hosts: QueryText,
     /// The columns that hosts send.
@@ -111,21 +116,30 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// Plans a query of the process table; see [`Plan::of`].
+    ///
+    /// # Errors
+    /// What is wrong with the query; see [`QueryError`].
+    pub fn new(text: &QueryText) -> Result<Plan, QueryError> {
+        Plan::of(&PROCESSES, text)
+    }
+
     /// Plans a query. A plan of what hosts are asked merges as the plan it came from: a gateway needs
     /// no more than the host's question.
     ///
     /// # Errors
     /// What is wrong with the query; see [`QueryError`].
-    pub fn new(text: &QueryText) -> Result<Plan, QueryError> {
-        let query = Query::parse(text, &PROC, COLUMNS_DEFAULT)?;
+    pub fn of(relation: &Relation, text: &QueryText) -> Result<Plan, QueryError> {
+        let query = relation.parse(text)?;
+        let schema = relation.schema;
         let mut sent: Vec<Select> = Vec::new();
         let mut needed: Vec<Select> = Vec::new();
         if query.is_grouped() {
             sent.extend(&query.columns);
             needed.extend(query.group.iter().map(|index| Select::Column(*index)));
         } else {
-            let names = [Column::Dc, Column::Host].map(|column| Select::Column(column.index()));
-            sent.extend(names);
+            let names = names_of_hosts(schema);
+            sent.extend(&names);
             sent.extend(query.columns.iter().filter(|select| !names.contains(select)));
             needed.extend(query.sort.iter().map(|key| key.select));
         }
@@ -136,7 +150,7 @@ impl Plan {
             }
         }
         let names = |selects: &[Select]| {
-            let names: Vec<_> = selects.iter().map(|select| select.name(&PROC)).collect();
+            let names: Vec<_> = selects.iter().map(|select| select.name(schema)).collect();
             names.join(",")
         };
         let group: Vec<_> = query.group.iter().map(|index| Select::Column(*index)).collect();
@@ -149,8 +163,9 @@ impl Plan {
             limit: plain(&text.limit),
             group: (!group.is_empty()).then(|| names(&group)),
             ended: text.ended,
+            at: text.at.clone(),
         };
-        Ok(Plan { query, for_hosts, sent, kept })
+        Ok(Plan { schema, query, for_hosts, sent, kept })
     }
 
     /// What each host is asked: its data centre and its name first where rows are plain, and what
@@ -161,7 +176,7 @@ impl Plan {
 
     /// The names of the columns of the finished answer.
     pub fn columns(&self) -> Vec<String> {
-        self.sent[..self.kept].iter().map(|select| select.name(&PROC)).collect()
+        self.sent[..self.kept].iter().map(|select| select.name(self.schema)).collect()
     }
 
     /// Whether rows may be shown as they come: there is no order, no limit and no group to wait for.
@@ -205,7 +220,7 @@ impl Plan {
             Mode::Runs => {
                 let mut finished = merged.finish();
                 if self.kept < self.sent.len() {
-                    let first_extra = self.sent[self.kept].name(&PROC);
+                    let first_extra = self.sent[self.kept].name(self.schema);
                     finished.rows = runs::without_extras(&finished.rows, &first_extra);
                 }
                 finished
@@ -223,6 +238,11 @@ impl Plan {
             Mode::Runs
         }
     }
+}
+
+/// The columns that say whose a row is.
+fn names_of_hosts(schema: &Schema) -> Vec<Select> {
+    ["dc", "host"].into_iter().filter_map(|name| schema.find(name)).map(Select::Column).collect()
 }
 
 /// The answer of one host to anything but a query of rows: its status and its body, which is JSON.

@@ -1,4 +1,5 @@
-//! Names of clusters, data centres, hosts and services.
+//! Names of clusters, data centres and hosts. Those of services and methods are in [`crate::call`]: they are no
+//! labels of host names, so they have other rules.
 
 use std::fmt;
 use std::str::FromStr;
@@ -89,7 +90,7 @@ macro_rules! name {
 name!(ClusterName, "The name of a cluster: the data centres that are one system.");
 name!(DcName, "The name of a data centre.");
 name!(HostName, "The name of a host within its data centre.");
-name!(ServiceName, "The name of a service: what programs call, wherever it runs.");
+name!(TokenName, "The name of a token, which says whom it was made for.");
 
 /// A host of a cluster. Written `tokyo/web-1`.
 ///

@@ -30,7 +30,7 @@ pub mod connection {
     use super::{LINE_BYTES, RECEIPTS_BYTES};
 
     /// Says what the page is, and which version of it.
-    pub const MAGIC: u64 = u64::from_le_bytes(*b"KUMOCON1");
+    pub const MAGIC: u64 = u64::from_le_bytes(*b"KUMOCON2");
     /// Where [`MAGIC`] stands.
     pub const MAGIC_AT: usize = 0;
     /// Bytes that this side has ever written to its ring. Each frame begins at a multiple of 8.
@@ -41,16 +41,28 @@ pub mod connection {
     pub const SLEEPING_AT: usize = 3 * LINE_BYTES;
     /// The CPU that this side was last seen on, plus 1; 0 if it does not say.
     pub const CPU_AT: usize = SLEEPING_AT + 8;
+    /// How this side waits for room in its ring, if it does: [`WAITS_ASLEEP`], [`WAITS_FOR_BELL`], or 0. Who reads
+    /// the ring looks here when no more than [`RING_HALF_BYTES`] are left in it, and were before.
+    pub const WAITS_AT: usize = SLEEPING_AT + 16;
+    /// It sleeps on the futex of the peer's [`READ_AT`].
+    pub const WAITS_ASLEEP: u64 = 1;
+    /// It wants a doorbell: a task, which cannot sleep on a futex.
+    pub const WAITS_FOR_BELL: u64 = 2;
     /// The ids of calls that this side took, each stored before its handler runs.
     pub const RECEIPTS_AT: usize = 4 * LINE_BYTES;
     /// The ids of calls that this side took back.
     pub const REVOCATIONS_AT: usize = RECEIPTS_AT + RECEIPTS_BYTES;
+    /// For each slot of the peer's pool, the turn whose body this side has copied out ([`crate::frame::Pooled`]).
+    pub const RETURNED_AT: usize = REVOCATIONS_AT + RECEIPTS_BYTES;
     /// Bytes before the ring: the whole page of a connection without one.
     pub const HEAD_BYTES: usize = 4096;
     /// Where the ring begins.
     pub const RING_AT: usize = HEAD_BYTES;
     /// Bytes of a ring, a power of two: room for three of the largest frames.
     pub const RING_BYTES: usize = 256 * 1024;
+
+    /// With so much of it used any frame has room, so nobody waits.
+    pub const RING_HALF_BYTES: usize = RING_BYTES / 2;
 
     /// Bytes of the page.
     pub const fn len_bytes(ring: bool) -> usize {
@@ -324,9 +336,12 @@ fn text_with_length(bytes: &[u8]) -> Option<&str> {
 
 // What the layouts promise to each other; a change that breaks one does not compile.
 const _: () = {
-    assert!(connection::REVOCATIONS_AT + RECEIPTS_BYTES <= connection::HEAD_BYTES);
+    assert!(
+        connection::RETURNED_AT + crate::frame::POOL_SLOTS * WORD_BYTES <= connection::HEAD_BYTES
+    );
     assert!(connection::RING_BYTES.is_power_of_two());
     assert!(connection::RING_BYTES >= 3 * crate::frame::FRAME_BYTES_MAX);
+    assert!(connection::RING_HALF_BYTES >= crate::frame::FRAME_BYTES_MAX);
     assert!(program::IN_FLIGHT_AT.is_multiple_of(LINE_BYTES));
     assert!(program::SPANS_AT.is_multiple_of(LINE_BYTES));
     assert!(program::REMOTE_AT.is_multiple_of(LINE_BYTES));

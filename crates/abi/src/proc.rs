@@ -135,10 +135,15 @@ columns! {
     ExitCode "exit_code" ["exit"] Int None "EXIT" "What it returned at its end, 0 to 255; null while it lives, and when a signal ended it";
     ExitSignal "exit_signal" ["signal"] Text None "SIGNAL" "Signal that ended it, such as KILL; null while it lives, and when it ended by itself";
     MaxRss "max_rss" ["maxrss"] Int Bytes "MAXRSS" "Most resident memory it had, as wait4 tells it, the time before its exec included; known of ended processes";
+    Listen "listen" ["listening", "ports"] Text None "LISTEN" "Ports it listens on, as tcp:22,tcp6:22,udp:53: what others reach without being asked; null for none. Asked for only, as it costs a look at all open files";
+    OpenFiles "open_files" ["nfiles", "fds"] Int None "FILES" "Descriptors it has open; null where they cannot be seen. Asked for only, likewise";
     CmdlineCut "cmdline_cut" [] Bool None "CUT" "Whether the command line is only its beginning: of an ended process at most 512 bytes are kept";
 }
 
 impl Column {
+    /// Columns that are only there for who names them: each costs a look at the open files of all.
+    pub const COSTLY: [Column; 2] = [Column::Listen, Column::OpenFiles];
+
     /// Its index in [`PROC`].
     pub fn index(self) -> ColumnIndex {
         self as usize

@@ -9,6 +9,7 @@ use crate::limits::{
 };
 use crate::proc::COLUMNS_ENDED_DEFAULT;
 use crate::schema::{ColumnIndex, Schema};
+use crate::when::{At, WhenError};
 
 /// A query as people and programs write it; every part may be absent.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -33,6 +34,10 @@ pub struct QueryText {
     /// The processes that have ended, as far as they are remembered, in place of those that live.
     #[serde(default, skip_serializing_if = "is_false")]
     pub ended: bool,
+    /// The processes of an earlier moment, as far as it was recorded, in place of those of now: `-600s`,
+    /// RFC 3339, or milliseconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at: Option<String>,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands over a reference")]
@@ -99,13 +104,15 @@ pub struct Query {
     pub group: Vec<ColumnIndex>,
     /// Of processes that have ended, in place of those that live.
     pub ended: bool,
+    /// Of this moment, in place of now.
+    pub at: Option<At>,
 }
 
 /// Why a query was refused. Nothing was read.
 #[derive(Debug, thiserror::Error, PartialEq)]
 pub enum QueryError {
     /// No such column.
-    #[error("there is no column `{name}`{}; `kumo ps --columns` lists them", hint(*.closest))]
+    #[error("there is no column `{name}`{}; the option `--columns` lists them", hint(*.closest))]
     Column {
         /// What was written.
         name: String,
@@ -159,9 +166,20 @@ pub enum QueryError {
         /// The limit.
         max: usize,
     },
+    /// Processes that have ended hold nothing.
+    #[error("the table `{0}` is of what is there; `ended` is for the table of processes")]
+    Ended(&'static str),
     /// The condition.
     #[error("filter: {0}")]
     Filter(#[from] FilterError),
+    /// The moment.
+    #[error("at: {0}")]
+    At(#[from] WhenError),
+    /// Two answers at once.
+    #[error(
+        "processes that have ended are remembered as they ended, not as of a moment; ask for one of both"
+    )]
+    EndedAt,
 }
 
 fn hint(closest: Option<&'static str>) -> String {
@@ -190,8 +208,12 @@ impl Query {
                 return Err(QueryError::NotGrouped(select.name(schema)));
             }
         }
+        let at = text.at.as_deref().map(str::parse).transpose()?;
+        if text.ended && at.is_some() {
+            return Err(QueryError::EndedAt);
+        }
         let (filter, sort, limit, ended) = (None, Vec::new(), None, text.ended);
-        let mut query = Query { columns, filter, sort, limit, group, ended };
+        let mut query = Query { columns, filter, sort, limit, group, ended, at };
         query.sort = parse_sort(text.sort.as_deref(), schema, &query)?;
         query.limit = text.limit.as_deref().map(parse_limit).transpose()?;
         if let Some(filter) = text.filter.as_deref().filter(|filter| !filter.trim().is_empty()) {
@@ -372,6 +394,7 @@ mod tests {
             limit: some(limit),
             group: some(group),
             ended: false,
+            at: None,
         };
         Query::parse(&text, &PROC, COLUMNS_DEFAULT)
     }

@@ -98,12 +98,17 @@ impl Schema {
 
     /// The column name that is most like `name`, for an error message; `None` if nothing is close.
     pub fn closest(&self, name: &str) -> Option<&'static str> {
-        let wanted = name.to_ascii_lowercase();
-        let distance = |spec: &ColumnSpec| edit_distance(&wanted, spec.name);
-        let best = self.columns.iter().min_by_key(|spec| distance(spec))?;
-        let close_enough = distance(best) <= 1 + best.name.len() / 4;
-        close_enough.then_some(best.name)
+        closest(name, self.columns.iter().map(|spec| spec.name))
     }
+}
+
+/// The name that is most like `name`, for an error message; `None` if nothing is close. ASCII case does not
+/// matter.
+pub fn closest<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let wanted = name.to_ascii_lowercase();
+    let near = names.map(|known| (edit_distance(&wanted, known), known));
+    let (distance, best) = near.min_by_key(|(distance, _)| *distance)?;
+    (distance <= 1 + best.len() / 4).then_some(best)
 }
 
 /// The Levenshtein distance of two short names, in bytes.
@@ -124,6 +129,7 @@ fn edit_distance(a: &str, b: &str) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use super::closest;
     use crate::proc::PROC;
 
     #[test]
@@ -156,6 +162,22 @@ mod tests {
         let cases = [("cmdlin", Some("cmdline")), ("uesr", Some("user")), ("zzzzzz", None)];
         for (name, want) in cases {
             assert_eq!(PROC.closest(name), want, "for {name:?}");
+        }
+    }
+
+    #[test]
+    fn near_names_are_found() {
+        let names = ["processes", "process_envs", "listening_ports", "users"];
+        let cases = [
+            ("process", Some("processes")),
+            ("proceses", Some("processes")),
+            ("PROCESSES", Some("processes")),
+            ("listening_port", Some("listening_ports")),
+            ("user", Some("users")),
+            ("zzz", None),
+        ];
+        for (name, want) in cases {
+            assert_eq!(closest(name, names.into_iter()), want, "for {name}");
         }
     }
 }

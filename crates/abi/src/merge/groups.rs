@@ -70,7 +70,8 @@ pub(super) fn finish(plan: &Plan, merged: &Part<'_, Answered>) -> Finished<Answe
 }
 
 fn parse(plan: &Plan, part: &Part<'_, Answered>) -> Result<Vec<Group>, serde_json::Error> {
-    let wanted: Vec<_> = plan.sent.iter().copied().map(row::Wanted::of).collect();
+    let wanted: Vec<_> =
+        plan.sent.iter().map(|select| row::Wanted::of(*select, plan.schema)).collect();
     part.rows.iter().flat_map(|rows| lines(rows)).map(|row| row::cells(row, &wanted)).collect()
 }
 
@@ -129,7 +130,7 @@ fn write(out: &mut Vec<u8>, plan: &Plan, group: &Group, columns: usize) {
         if index > 0 {
             out.push(b',');
         }
-        row::write(out, &Value::owned_text(select.name(&crate::proc::PROC)));
+        row::write(out, &Value::owned_text(select.name(plan.schema)));
         out.push(b':');
         row::write(out, value);
     }

@@ -5,9 +5,8 @@ use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-use crate::proc::PROC;
 use crate::query::{Aggregate, Select};
-use crate::schema::Kind;
+use crate::schema::{Kind, Schema};
 use crate::value::{Value, text_list_items};
 
 /// A column to read, and what it holds.
@@ -18,15 +17,15 @@ pub(super) struct Wanted {
 }
 
 impl Wanted {
-    pub(super) fn of(select: Select) -> Wanted {
+    pub(super) fn of(select: Select, schema: &Schema) -> Wanted {
         let kind = match select {
             Select::Column(index)
             | Select::Aggregate(Aggregate::Sum(index) | Aggregate::Max(index)) => {
-                PROC.columns[index].kind
+                schema.columns[index].kind
             }
             Select::Aggregate(Aggregate::Count) => Kind::Int,
         };
-        Wanted { name: select.name(&PROC), kind }
+        Wanted { name: select.name(schema), kind }
     }
 }
 

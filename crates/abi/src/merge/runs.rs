@@ -8,9 +8,7 @@ use serde::de::IgnoredAny;
 
 use super::part::{self, Part, ReadAll, Spoiled, lines};
 use super::row::{self, Wanted};
-use super::{Answered, Plan};
-use crate::proc::Column;
-use crate::query::Select;
+use super::{Answered, Plan, names_of_hosts};
 use crate::value::Value;
 
 /// Which key is compared, and whether from high to low.
@@ -53,8 +51,7 @@ impl Eq for Head<'_> {}
 
 /// Merges runs into one, up to the limit.
 pub(super) fn merge<'a>(plan: &Plan, mut read: ReadAll<'a, Answered>) -> Part<'a, Answered> {
-    let names = [Column::Dc, Column::Host].map(|column| Select::Column(column.index()));
-    let mut keys = names.to_vec();
+    let mut keys = names_of_hosts(plan.schema);
     let mut order: Vec<KeyOrder> = Vec::new();
     for key in &plan.query.sort {
         let place = keys.iter().position(|select| *select == key.select).unwrap_or(keys.len());
@@ -64,7 +61,7 @@ pub(super) fn merge<'a>(plan: &Plan, mut read: ReadAll<'a, Answered>) -> Part<'a
         order.push((place, key.descending));
     }
     order.extend([(0, false), (1, false)]);
-    let wanted: Vec<Wanted> = keys.into_iter().map(Wanted::of).collect();
+    let wanted: Vec<Wanted> = keys.into_iter().map(|key| Wanted::of(key, plan.schema)).collect();
     let limit = plan.query.limit.map_or(usize::MAX, |limit| limit as usize);
     loop {
         match try_merge(&read.parts, &wanted, &order, limit) {

@@ -4,7 +4,9 @@ use proptest::prelude::*;
 use proptest::sample::{Index, select};
 
 use super::*;
+use crate::proc::{COLUMNS_DEFAULT, PROC};
 use crate::query::Aggregate;
+use crate::relation::OPEN_SOCKETS;
 use crate::value::Value;
 
 /// A process of the model. What a query of these tests can read.
@@ -125,6 +127,7 @@ fn answered(dc: &str, host: &str, processes: u64) -> Answered {
         processes,
         matched: processes,
         lost: 0,
+        unseen: None,
     }
 }
 
@@ -169,6 +172,7 @@ fn text(columns: &str, sort: &str, limit: &str, group: &str) -> QueryText {
         limit: some(limit),
         group: some(group),
         ended: false,
+        at: None,
     }
 }
 
@@ -357,4 +361,40 @@ fn lists() {
     assert_eq!(shown(&finished.rows), row("a") + &row("b"));
     assert_eq!(finished.hosts, [host("a"), host("b")]);
     assert!(list_part(host("a"), 200, b"hello!").is_err());
+}
+
+#[test]
+fn sockets_of_many_hosts_merge_as_processes_do() {
+    let query = |columns: &str, sort: &str, group: &str| {
+        let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+        let text = QueryText {
+            columns: some(columns),
+            sort: some(sort),
+            group: some(group),
+            ..QueryText::default()
+        };
+        Plan::of(&OPEN_SOCKETS, &text).expect("a good query")
+    };
+    let sorted = query("protocol,local_port", "local_port", "");
+    assert_eq!(sorted.for_hosts().columns.as_deref(), Some("dc,host,protocol,local_port"));
+    let row = |host: &str, port: u16| {
+        format!("{{\"dc\":\"t\",\"host\":\"{host}\",\"protocol\":\"tcp\",\"local_port\":{port}}}\n")
+    };
+    let parts = [
+        sorted.part(answered("t", "a", 1), [row("a", 22), row("a", 80)].concat().as_bytes()),
+        sorted.part(answered("t", "b", 1), row("b", 53).as_bytes()),
+    ];
+    let finished = sorted.finish(&parts);
+    assert_eq!(finished.spoiled, []);
+    let want = [row("a", 22), row("b", 53), row("a", 80)].concat();
+    assert_eq!(String::from_utf8_lossy(&finished.rows), want);
+
+    let grouped = query("", "", "protocol");
+    let rows = |count: u64| format!("{{\"protocol\":\"tcp\",\"count()\":{count}}}\n");
+    let parts = [("a", 2), ("b", 3)]
+        .map(|(host, count)| grouped.part(answered("t", host, 1), rows(count).as_bytes()));
+    assert_eq!(String::from_utf8_lossy(&grouped.finish(&parts).rows), rows(5));
+
+    let ended = QueryText { ended: true, ..QueryText::default() };
+    assert!(Plan::of(&OPEN_SOCKETS, &ended).is_err());
 }
