@@ -13,6 +13,7 @@ mod key;
 pub mod program;
 pub mod tls;
 pub mod trust;
+mod verifier;
 
 pub use authority::{
     AUTHORITY_MS, Authority, AuthorityError, BACKDATED_MS, NODE_MS, Peer, PeerError, RENEW_LEFT_MS,
@@ -22,3 +23,4 @@ pub use key::{KeyId, KeyIdError, hash_of_hex, sha256};
 pub use program::{Program, ProgramId, ProgramIssuer, ProgramKey, ProgramPeer};
 pub use tls::ProgramTls;
 pub use trust::{Evicted, Trust};
+pub use verifier::Verifier;

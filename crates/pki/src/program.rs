@@ -8,7 +8,8 @@
 use std::fmt;
 use std::str::FromStr;
 
-use kumo_abi::{ClusterName, HostId, NameError, ServiceName};
+use kumo_abi::call::{CallNameError, ServiceName};
+use kumo_abi::{ClusterName, HostId, NameError};
 use rcgen::{
     CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData as _, SanType, SubjectPublicKeyInfo,
@@ -82,6 +83,9 @@ pub enum ProgramIdError {
     /// A name in it is none.
     #[error(transparent)]
     Name(#[from] NameError),
+    /// The name of the service is none.
+    #[error(transparent)]
+    Service(#[from] CallNameError),
 }
 
 impl FromStr for ProgramId {

@@ -8,18 +8,14 @@ use std::fmt;
 use std::sync::{Arc, OnceLock};
 
 use rustls::client::Resumption;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::verify_tls13_signature;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::NoServerSessionStorage;
-use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
-use rustls::{
-    ClientConfig, DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureScheme,
-};
+use rustls::{ClientConfig, ServerConfig};
 
 use crate::program::{ProgramError, ProgramPeer, ProgramRefusal, WantedProgram};
-use crate::trust::Trust;
+use crate::trust::{End, Trust};
+use crate::verifier::Verifier;
 
 /// The protocol between programs.
 pub const ALPN_CALL: &[u8] = b"kumo-call/1";
@@ -129,132 +125,30 @@ impl ProgramTls {
         Ok(Setup { config: Arc::new(config), refused })
     }
 
-    fn verifier(&self, wanted: WantedProgram) -> (Arc<Verifier>, Arc<OnceLock<ProgramRefusal>>) {
+    fn verifier(&self, wanted: WantedProgram) -> (Arc<Judge>, Arc<OnceLock<ProgramRefusal>>) {
         let refused = Arc::<OnceLock<ProgramRefusal>>::default();
-        let verifier =
-            Verifier { trust: Arc::clone(&self.trust), wanted, refused: Arc::clone(&refused) };
-        (Arc::new(verifier), refused)
+        let (trust, keeps) = (Arc::clone(&self.trust), Arc::clone(&refused));
+        let decide: Decide = Box::new(move |_, certificate, more, now| {
+            let chain: Vec<_> = std::iter::once(certificate).chain(more).cloned().collect();
+            trust.program(&chain, &wanted, now).map(drop).map_err(|refusal| {
+                let error = refusal.to_tls();
+                // A configuration is for one connection; of more, the first refusal is kept.
+                let _ = keeps.set(refusal);
+                error
+            })
+        });
+        (Arc::new(Verifier::new(Arc::clone(self.trust.provider()), decide)), refused)
     }
 }
+
+type Decide = Box<
+    dyn Fn(End, &CertificateDer<'_>, &[CertificateDer<'_>], UnixTime) -> Result<(), rustls::Error>
+        + Send
+        + Sync,
+>;
+type Judge = Verifier<Decide>;
 
 /// Who is at the other end of a connection whose handshake is done; `None` before.
 pub fn peer_of(certificates: Option<&[CertificateDer<'_>]>) -> Option<ProgramPeer> {
     certificates?.first().and_then(|certificate| ProgramPeer::of(certificate).ok())
-}
-
-/// The verifier of both sides.
-#[derive(Debug)]
-struct Verifier {
-    trust: Arc<Trust>,
-    wanted: WantedProgram,
-    refused: Arc<OnceLock<ProgramRefusal>>,
-}
-
-impl Verifier {
-    fn decide(
-        &self,
-        certificate: &CertificateDer<'_>,
-        more: &[CertificateDer<'_>],
-        now: UnixTime,
-    ) -> Result<(), rustls::Error> {
-        let chain: Vec<_> = std::iter::once(certificate).chain(more).cloned().collect();
-        self.trust.program(&chain, &self.wanted, now).map(|_| ()).map_err(|refusal| {
-            let error = refusal.to_tls();
-            // A configuration is for one connection; of more, the first refusal is kept.
-            let _ = self.refused.set(refusal);
-            error
-        })
-    }
-
-    fn signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.trust.provider().signature_verification_algorithms;
-        verify_tls13_signature(message, certificate, signed, algorithms)
-    }
-
-    fn schemes(&self) -> Vec<SignatureScheme> {
-        self.trust.provider().signature_verification_algorithms.supported_schemes()
-    }
-}
-
-/// TLS 1.2 is not offered, so nobody can sign for it.
-fn no_tls12() -> Result<HandshakeSignatureValid, rustls::Error> {
-    Err(rustls::PeerIncompatible::ServerDoesNotSupportTls12Or13.into())
-}
-
-impl ServerCertVerifier for Verifier {
-    fn verify_server_cert(
-        &self,
-        certificate: &CertificateDer<'_>,
-        more: &[CertificateDer<'_>],
-        _name: &ServerName<'_>,
-        _ocsp: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        self.decide(certificate, more, now).map(|()| ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        no_tls12()
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.signature(message, certificate, signed)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.schemes()
-    }
-}
-
-impl ClientCertVerifier for Verifier {
-    /// None: whoever connects shows its certificate, and we can say what is wrong with it.
-    fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        &[]
-    }
-
-    fn verify_client_cert(
-        &self,
-        certificate: &CertificateDer<'_>,
-        more: &[CertificateDer<'_>],
-        now: UnixTime,
-    ) -> Result<ClientCertVerified, rustls::Error> {
-        self.decide(certificate, more, now).map(|()| ClientCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        no_tls12()
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.signature(message, certificate, signed)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.schemes()
-    }
 }

@@ -15,6 +15,7 @@ mod pidfd;
 pub mod probe;
 mod sealed;
 mod tcp_info;
+mod wall;
 
 pub use local_time::LocalTime;
 pub use page::{OwnPage, PeerPage};
@@ -22,3 +23,4 @@ pub use peer::{Peer, peer};
 pub use pidfd::{Ended, PidFd};
 pub use sealed::{Sealed, seal};
 pub use tcp_info::tcp_rtt_us;
+pub use wall::wall_ms;

@@ -8,6 +8,8 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
+use rustix::fs::{Mode, fchmod};
+use rustix::io::retry_on_intr;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
     SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
@@ -37,13 +39,15 @@ pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)
 }
 
-/// Listens at a path that must not exist yet. Its mode is what `umask` leaves.
+/// Listens at a path that must not exist yet, for its owner alone: its mode is 0600 from the moment that it
+/// is there, for it is the one that the socket had before it was bound.
 ///
 /// # Errors
 /// `AddrInUse` if something is there, and what `bind` says.
 pub fn listen_at(path: &Path) -> io::Result<OwnedFd> {
     let flags = SocketFlags::CLOEXEC;
     let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+    fchmod(&socket, Mode::from_raw_mode(0o600))?;
     bind(&socket, &SocketAddrUnix::new(path)?)?;
     listen(&socket, BACKLOG)?;
     Ok(socket)
@@ -83,13 +87,17 @@ pub fn send(
     if fds.len() > FDS_MAX {
         return Err(io::ErrorKind::InvalidInput.into());
     }
+    let mut flags = SendFlags::NOSIGNAL;
+    flags.set(SendFlags::DONTWAIT, wait == Wait::No);
+    if let ([part], []) = (parts, fds) {
+        // The kernel has less to do for it; doorbells are sent so.
+        return Ok(retry_on_intr(|| rustix::net::send(&socket, part, flags)).map(drop)?);
+    }
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
         return Err(io::ErrorKind::InvalidInput.into());
     }
-    let mut flags = SendFlags::NOSIGNAL;
-    flags.set(SendFlags::DONTWAIT, wait == Wait::No);
     loop {
         match sendmsg(&socket, parts, &mut control, flags) {
             Ok(_) => return Ok(()),
@@ -134,6 +142,7 @@ pub fn receive(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::PermissionsExt as _;
 
     fn text(socket: &OwnedFd, fds_max: usize) -> io::Result<(String, Vec<OwnedFd>)> {
         let mut buffer = [0; 16];
@@ -188,6 +197,8 @@ mod tests {
         let path = std::env::temp_dir().join(format!("kumo-packet-{}", std::process::id()));
         assert_eq!(connect_to(&path).expect_err("nobody").kind(), io::ErrorKind::NotFound);
         let listening = listen_at(&path).expect("a free path");
+        let mode = std::fs::metadata(&path).expect("it is there").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
         let near = connect_to(&path);
         std::fs::remove_file(&path).expect("it is ours");
         let far = accept(&listening).expect("somebody is there");

@@ -9,12 +9,16 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::{NonNull, null_mut};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
 
 use rustix::fs::{
     MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, fstat, ftruncate, memfd_create,
 };
+use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+use rustix::thread::futex;
+use rustix::time::Timespec;
 
 const WORD_BYTES: usize = size_of::<AtomicU64>();
 
@@ -58,13 +62,35 @@ impl Mapping {
         unsafe { at.cast::<AtomicU64>().as_ref() }
     }
 
+    /// The words that hold `len_bytes` from `at_bytes` on, the last perhaps in part. Looked at once for all of
+    /// them: this is what copies of large frames spend their time in.
+    #[inline]
+    fn words(&self, at_bytes: usize, len_bytes: usize) -> &[AtomicU64] {
+        assert!(at_bytes.is_multiple_of(WORD_BYTES) && at_bytes <= self.len_bytes);
+        assert!(len_bytes <= self.len_bytes - at_bytes);
+        // SAFETY: `at_bytes` is at most the length of the mapping, so the sum is inside of it or at its end.
+        let first = unsafe { self.base.add(at_bytes) };
+        // SAFETY: as for `word`, for as many words as begin before `at_bytes + len_bytes`, which is within the
+        // mapping; its length is a multiple of a word, so the last one is whole.
+        unsafe { std::slice::from_raw_parts(first.cast().as_ptr(), len_bytes.div_ceil(WORD_BYTES)) }
+    }
+
+    /// The lower half of the word at `at_bytes`, for the kernel's futexes, which look at 32 bits.
+    fn half(&self, at_bytes: usize) -> &AtomicU32 {
+        let word: *const AtomicU64 = self.word(at_bytes);
+        // SAFETY: a word is aligned and mapped as `word` says, so its first half is, too; on machines whose
+        // first half is not the lower one nothing else of this crate's pages works. Only the kernel loads it.
+        unsafe { &*word.cast::<AtomicU32>() }
+    }
+
     fn copy_out(&self, at_bytes: usize, out: &mut [u8]) {
-        assert!(at_bytes.is_multiple_of(WORD_BYTES) && out.len() <= self.len_bytes - at_bytes);
-        let mut at_bytes = at_bytes;
-        for chunk in out.chunks_mut(WORD_BYTES) {
-            let word = self.word(at_bytes).load(Ordering::Relaxed).to_le_bytes();
-            chunk.copy_from_slice(&word[..chunk.len()]);
-            at_bytes += WORD_BYTES;
+        let words = self.words(at_bytes, out.len());
+        for (word, chunk) in words.iter().zip(out.chunks_mut(WORD_BYTES)) {
+            let bytes = word.load(Ordering::Relaxed).to_le_bytes();
+            match <&mut [u8; WORD_BYTES]>::try_from(&mut *chunk) {
+                Ok(whole) => *whole = bytes,
+                Err(_) => chunk.copy_from_slice(&bytes[..chunk.len()]),
+            }
         }
     }
 }
@@ -122,21 +148,25 @@ impl OwnPage {
 
     /// Copies bytes in, word by word; the last word is filled up with zeroes. `at_bytes` is a multiple of 8.
     pub fn copy_in(&self, at_bytes: usize, bytes: &[u8]) {
-        assert!(bytes.len() <= self.mapping.len_bytes - at_bytes);
-        let mut at_bytes = at_bytes;
-        let mut chunks = bytes.chunks_exact(WORD_BYTES);
-        for chunk in &mut chunks {
-            let mut word = [0; WORD_BYTES];
-            word.copy_from_slice(chunk);
-            self.store(at_bytes, u64::from_le_bytes(word), Ordering::Relaxed);
-            at_bytes += WORD_BYTES;
+        let words = self.mapping.words(at_bytes, bytes.len());
+        let (whole, rest) = bytes.as_chunks::<WORD_BYTES>();
+        for (word, chunk) in words.iter().zip(whole) {
+            word.store(u64::from_le_bytes(*chunk), Ordering::Relaxed);
         }
-        let rest = chunks.remainder();
-        if !rest.is_empty() {
-            let mut word = [0; WORD_BYTES];
-            word[..rest.len()].copy_from_slice(rest);
-            self.store(at_bytes, u64::from_le_bytes(word), Ordering::Relaxed);
+        if let (Some(word), false) = (words.last(), rest.is_empty()) {
+            let mut last = [0; WORD_BYTES];
+            last[..rest.len()].copy_from_slice(rest);
+            word.store(u64::from_le_bytes(last), Ordering::Relaxed);
         }
+    }
+
+    /// Wakes who sleeps in [`PeerPage::sleep`] on the word at `at_bytes`.
+    ///
+    /// # Errors
+    /// None that a word of this page gives.
+    pub fn wake(&self, at_bytes: usize) -> io::Result<()> {
+        futex::wake(self.mapping.half(at_bytes), futex::Flags::empty(), u32::MAX)?;
+        Ok(())
     }
 }
 
@@ -180,6 +210,33 @@ impl PeerPage {
         self.mapping.word(at_bytes).load(ordering)
     }
 
+    /// Sleeps until the peer wakes who sleeps here ([`OwnPage::wake`]), at most `wait`; not at all if the lower
+    /// half of the word at `at_bytes` is not `value`. May wake for nothing: who does looks again.
+    ///
+    /// # Errors
+    /// None that a word of this page gives.
+    pub fn sleep(&self, at_bytes: usize, value: u32, wait: Duration) -> io::Result<()> {
+        let wait = Timespec { tv_sec: wait.as_secs() as i64, tv_nsec: wait.subsec_nanos().into() };
+        let half = self.mapping.half(at_bytes);
+        match futex::wait(half, futex::Flags::empty(), value, Some(&wait)) {
+            Ok(()) | Err(Errno::AGAIN | Errno::INTR | Errno::TIMEDOUT) => Ok(()),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    /// Copies `len_bytes` from `at_bytes` on, a multiple of 8, in place of what `bytes` holds, into memory that
+    /// nobody clears for it.
+    pub fn copy_into(&self, at_bytes: usize, len_bytes: usize, bytes: &mut Vec<u8>) {
+        let words = self.mapping.words(at_bytes, len_bytes);
+        bytes.clear();
+        bytes.reserve(len_bytes.next_multiple_of(WORD_BYTES));
+        for word in words {
+            // There is room for all of them: this only writes.
+            bytes.extend_from_slice(&word.load(Ordering::Relaxed).to_le_bytes());
+        }
+        bytes.truncate(len_bytes);
+    }
+
     /// Copies bytes out, word by word. `at_bytes` is a multiple of 8.
     pub fn copy_out(&self, at_bytes: usize, out: &mut [u8]) {
         self.mapping.copy_out(at_bytes, out);
@@ -189,7 +246,7 @@ impl PeerPage {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rustix::io::{Errno, write};
+    use rustix::io::write;
 
     fn dup(page: &OwnPage) -> OwnedFd {
         page.as_fd().try_clone_to_owned().expect("a descriptor")
@@ -207,8 +264,31 @@ mod tests {
             let mut copy = vec![0; bytes.len()];
             peer.copy_out(16, &mut copy);
             assert_eq!(copy, bytes);
+            let mut used = vec![9; 50];
+            peer.copy_into(16, bytes.len(), &mut used);
+            assert_eq!(used, bytes);
         }
         assert_eq!((own.add(0, 2), own.add(0, 1), peer.load(0, Ordering::Relaxed)), (0, 2, 3));
+    }
+
+    #[test]
+    fn who_sleeps_is_woken_and_nobody_sleeps_on_what_has_changed() {
+        let own = OwnPage::new("test", 4096).expect("a page");
+        let peer = PeerPage::new(&dup(&own), 4096).expect("sealed");
+        let long = Duration::from_secs(60);
+        own.store(8, 1, Ordering::Release);
+        peer.sleep(8, 0, long).expect("it has changed");
+        peer.sleep(8, 1, Duration::from_millis(1)).expect("nobody wakes it in time");
+        std::thread::scope(|scope| {
+            let sleeper = scope.spawn(|| {
+                while peer.load(8, Ordering::Acquire) == 1 {
+                    peer.sleep(8, 1, long).expect("a page has futexes");
+                }
+            });
+            own.store(8, 2, Ordering::Release);
+            own.wake(8).expect("a page has futexes");
+            sleeper.join().expect("no panic");
+        });
     }
 
     #[test]
