@@ -14,6 +14,7 @@ Connect after a fork, never before.
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import itertools
 import json
@@ -21,6 +22,7 @@ import logging
 import os
 import signal
 import threading
+import time
 import weakref
 from typing import Any, Callable, Dict, List, Mapping, Optional, Union, overload
 
@@ -127,6 +129,41 @@ def json_bytes(value: Any) -> bytes:
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
 
 
+class _Handle:
+    """A handle of the library. Threads may use it while another closes it: whoever is the last one frees it.
+
+        with handle as pointer:
+            _lib.mc_call(pointer, ...)
+    """
+
+    def __init__(self, pointer: ctypes.c_void_p, free: Callable[[ctypes.c_void_p], None]) -> None:
+        self._pointer, self._free = pointer, free
+        self._lock = threading.Lock()
+        self._users = 0
+        self._is_closed = False
+
+    def __enter__(self) -> ctypes.c_void_p:
+        with self._lock:
+            if self._is_closed:
+                raise ValueError("the connection to the node is closed")
+            self._users += 1
+        return self._pointer
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._users -= 1
+            is_last = self._is_closed and self._users == 0
+        if is_last:
+            self._free(self._pointer)
+
+    def close(self) -> None:
+        with self._lock:
+            is_last = not self._is_closed and self._users == 0
+            self._is_closed = True
+        if is_last:
+            self._free(self._pointer)
+
+
 def connect(run_dir: Union[str, "os.PathLike[str]", None] = None) -> "Node":
     """Connects to the node with this run directory; without one, to that of the own user, else root's.
 
@@ -145,22 +182,21 @@ class Node:
         handle, error = ctypes.c_void_p(), ctypes.c_void_p()
         where = None if run_dir is None else _name(os.fspath(run_dir))
         _raise(_lib.mc_connect(where, ctypes.byref(handle), ctypes.byref(error)), error)
-        self._handle = handle
-        self._free = weakref.finalize(self, _lib.mc_node_free, handle)
+        self._handle = _Handle(handle, _lib.mc_node_free)
+        weakref.finalize(self, self._handle.close)
+        # Held while what belongs to it is added or taken: what is added late is not forgotten by `close`.
+        self._lock = threading.Lock()
+        self._is_closed = False
         self._services: Dict[str, Service] = {}
         self._servers: List[Server] = []
 
-    def _open(self) -> ctypes.c_void_p:
-        if not self._free.alive:
-            raise ValueError("the connection to the node is closed")
-        return self._handle
-
     def service(self, name: str) -> "Service":
         """A service by its name. Nothing is asked yet: the first call opens a connection."""
-        service = self._services.get(name)
-        if service is None:
-            service = self._services.setdefault(name, Service(self, name))
-        return service
+        with self._lock:
+            service = self._services.get(name)
+            if service is None:
+                service = self._services[name] = Service(self, name)
+            return service
 
     @overload
     def serve(self, name: str, methods: Mapping[Optional[str], Handler], *, slots: int = ...,
@@ -199,17 +235,23 @@ class Node:
             pass
         finally:
             signal.signal(signal.SIGTERM, former)
-            for server in list(self._servers):
+            with self._lock:
+                servers = list(self._servers)
+            for server in servers:
                 server.drain(drain)
             self.close()
 
     def close(self) -> None:
-        """Ends its servers, and the connection. Twice does no harm."""
-        for server in list(self._servers):
+        """Ends its servers, and the connection. Twice does no harm, nor do calls of other threads: those under
+        way come to their end, later ones raise `ValueError`."""
+        with self._lock:
+            self._is_closed = True
+            servers, services = list(self._servers), list(self._services.values())
+        for server in servers:
             server.close()
-        for service in self._services.values():
-            service._free()
-        self._free()
+        for service in services:
+            service._handle.close()
+        self._handle.close()
 
     def __enter__(self) -> "Node":
         return self
@@ -223,11 +265,12 @@ class Service:
 
     def __init__(self, node: Node, name: str) -> None:
         handle, error = ctypes.c_void_p(), ctypes.c_void_p()
-        outcome = _lib.mc_service_open(node._open(), _name(name), ctypes.byref(handle), ctypes.byref(error))
+        with node._handle as opener:
+            outcome = _lib.mc_service_open(opener, _name(name), ctypes.byref(handle), ctypes.byref(error))
         _raise(outcome, error)
         self.name = name
-        self._handle = handle
-        self._free = weakref.finalize(self, _lib.mc_service_free, handle)
+        self._handle = _Handle(handle, _lib.mc_service_free)
+        weakref.finalize(self, self._handle.close)
 
     def call(self, method: str, body: Body = None, *, budget: Optional[float] = None,
              wait: bool = False) -> bytes:
@@ -236,15 +279,14 @@ class Service:
         Without a budget: what is left of that of the call which this thread handles, or 30 s where it
         handles none. With `wait`, it waits for a place where all are taken, instead of "BUSY".
         """
-        if not self._free.alive:
-            raise ValueError("the connection to the node is closed")
         if budget is not None and not 0 < budget <= 86_400:
             raise ValueError("a budget is above 0 and at most a day, in seconds")
         budget_ms = 0 if budget is None else max(1, int(budget * 1000))
         data = _bytes(body)
         reply, error = ctypes.c_void_p(), ctypes.c_void_p()
-        outcome = _lib.mc_call(self._handle, _name(method), data, len(data), budget_ms, int(wait),
-                               ctypes.byref(reply), ctypes.byref(error))
+        with self._handle as handle:
+            outcome = _lib.mc_call(handle, _name(method), data, len(data), budget_ms, int(wait),
+                                   ctypes.byref(reply), ctypes.byref(error))
         _raise(outcome, error)
         try:
             return ctypes.string_at(_lib.mc_reply_data(reply), _lib.mc_reply_len(reply))
@@ -293,8 +335,8 @@ class Context:
     """What nested calls inherit: budget, trace, the way they came. Take it to threads of your own."""
 
     def __init__(self, handle: int) -> None:
-        self._handle = ctypes.c_void_p(handle)
-        weakref.finalize(self, _lib.mc_context_free, self._handle)
+        self._handle = _Handle(ctypes.c_void_p(handle), _lib.mc_context_free)
+        weakref.finalize(self, self._handle.close)
 
     @staticmethod
     def current() -> Optional["Context"]:
@@ -313,7 +355,8 @@ class Context:
             except BaseException as error:  # It goes on below, on the other side of C.
                 raised.append(error)
 
-        _lib.mc_context_run(self._handle, _c.RUN(run), None)
+        with self._handle as handle:
+            _lib.mc_context_run(handle, _c.RUN(run), None)
         if raised:
             raise raised[0]
         return result[0]
@@ -339,25 +382,38 @@ class Server:
             _handlers[key] = handler
             array[at] = _c.Method(method, _handle_call, key, _release)
         handle, error = ctypes.c_void_p(), ctypes.c_void_p()
-        outcome = _lib.mc_serve(node._open(), _name(name), ctypes.byref(options), array, len(named),
-                                ctypes.byref(handle), ctypes.byref(error))
+        with node._handle as opener:
+            outcome = _lib.mc_serve(opener, _name(name), ctypes.byref(options), array, len(named),
+                                    ctypes.byref(handle), ctypes.byref(error))
         _raise(outcome, error)
         self.name = name
-        self._handle = handle
+        self._handle = _Handle(handle, _lib.mc_server_free)
         self._node = weakref.ref(node)
-        self._free = weakref.finalize(self, _lib.mc_server_free, handle)
-        node._servers.append(self)
+        weakref.finalize(self, self._handle.close)
+        with node._lock:
+            is_late = node._is_closed
+            if not is_late:
+                node._servers.append(self)
+        if is_late:
+            self._handle.close()
+            raise ValueError("the connection to the node is closed")
 
     def drain(self, within: float = 10.0) -> bool:
         """Takes no new calls and finishes those at work. False if some were not over in time."""
-        return not self._free.alive or bool(_lib.mc_drain(self._handle, int(within * 1000)))
+        try:
+            with self._handle as handle:
+                return bool(_lib.mc_drain(handle, int(within * 1000)))
+        except ValueError:
+            return True  # It was closed.
 
     def close(self) -> None:
         """Ends it; calls at work are finished for a second at most."""
-        self._free()
+        self._handle.close()
         node = self._node()
-        if node is not None and self in node._servers:
-            node._servers.remove(self)
+        if node is not None:
+            with node._lock:
+                if self in node._servers:
+                    node._servers.remove(self)
 
     def __enter__(self) -> "Server":
         return self
@@ -365,6 +421,9 @@ class Server:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+
+# Calls at work are given a second when a server is ended, and their threads as much again.
+_RELEASE_WAIT = 2.0
 
 # C holds keys, not objects: what it calls late finds nothing here instead of freed memory.
 _handlers: Dict[int, Handler] = {}
@@ -391,6 +450,17 @@ def _handle_call(key: Optional[int], request: int, answer: int) -> None:
     except BaseException as error:  # Nothing may pass through C.
         _lib.mc_answer_crash(answer, _text(f"{type(error).__name__}: {error}"))
         _log.exception("a handler crashed")
+
+
+@atexit.register
+def _wait_for_releases() -> None:
+    """Runs after all servers were ended, which lets their handlers go on threads of their own: one that asks
+    for the interpreter when it is gone takes the process with it."""
+    until = time.monotonic() + _RELEASE_WAIT
+    while _handlers and time.monotonic() < until:
+        time.sleep(0.002)
+    # The last one is still on its way back.
+    time.sleep(0.01)
 
 
 @_c.RELEASE

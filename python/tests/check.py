@@ -5,6 +5,7 @@ import sys
 import threading
 import time
 import unittest
+import unittest.mock
 
 import middlecon
 
@@ -35,7 +36,7 @@ class Calls(unittest.TestCase):
         self.assertIs(self.node.service("py-echo"), echo)
 
     def test_every_outcome_is_an_exception_of_its_own(self):
-        over = threading.Event()
+        over, told = threading.Event(), threading.Event()
 
         def no(call):
             raise middlecon.Failure(7, "not\0today")
@@ -44,6 +45,7 @@ class Calls(unittest.TestCase):
             while not call.is_over:
                 time.sleep(0.001)
             over.set()
+            told.wait(20)  # A reply that comes in the last moment is a reply.
 
         def crash(call):
             raise RuntimeError("on purpose")
@@ -56,6 +58,7 @@ class Calls(unittest.TestCase):
         self.fails(middlecon.NotExecuted, "NO_SUCH", kv.call, "other")
         self.fails(middlecon.NotExecuted, "NO_SUCH", self.node.service("py-nobody").call, "a")
         self.fails(middlecon.OutcomeUnknown, "DEADLINE", kv.call, "work", budget=0.05)
+        told.set()
         self.assertTrue(over.wait(20))
         error = self.fails(middlecon.OutcomeUnknown, "PANIC", kv.call, "crash")
         self.assertEqual(error.message, "RuntimeError: on purpose")
@@ -113,6 +116,69 @@ class Calls(unittest.TestCase):
         self.node.close()
         with self.assertRaises(ValueError):
             service.call("a")
+
+    def test_a_node_is_closed_while_threads_call(self):
+        go_on = threading.Event()
+        inside = threading.Semaphore(0)
+
+        def work(call):
+            inside.release()
+            assert go_on.wait(20)
+            return call.body
+
+        self.node.serve("py-slow", {None: work}, slots=16)
+        freed = []
+        free = middlecon._lib.mc_service_free
+
+        def free_and_note(handle):
+            freed.append(handle)
+            free(handle)
+
+        caller = middlecon.connect(RUN_DIR)
+        with unittest.mock.patch.object(middlecon._lib, "mc_service_free", free_and_note):
+            slow = caller.service("py-slow")
+        replies = []
+        threads = [threading.Thread(target=lambda: replies.append(slow.call("a", b"x"))) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for _ in threads:
+            self.assertTrue(inside.acquire(timeout=20))
+        caller.close()
+        self.assertEqual(freed, [], "they still use it")
+        with self.assertRaises(ValueError):
+            slow.call("a")
+        with self.assertRaises(ValueError):
+            caller.service("py-other")
+        go_on.set()
+        for thread in threads:
+            thread.join(20)
+        self.assertEqual((replies, len(freed)), ([b"x"] * 8, 1))
+
+    def test_threads_that_call_while_nodes_come_and_go_are_told_the_truth(self):
+        self.node.serve("py-echo")(lambda call: call.body)
+        wrong = []
+
+        def call(service):
+            try:
+                while True:
+                    if service.call("a", b"x") != b"x":
+                        wrong.append("the reply")
+            except ValueError:
+                pass  # It was closed.
+            except BaseException as error:
+                wrong.append(error)
+
+        for _ in range(20):
+            caller = middlecon.connect(RUN_DIR)
+            echo = caller.service("py-echo")
+            echo.call("a", b"x")
+            threads = [threading.Thread(target=call, args=(echo,)) for _ in range(4)]
+            for thread in threads:
+                thread.start()
+            caller.close()
+            for thread in threads:
+                thread.join(20)
+        self.assertEqual(wrong, [])
 
     def test_a_handler_is_let_go_with_its_server(self):
         before = len(middlecon._handlers)

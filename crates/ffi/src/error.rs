@@ -3,6 +3,7 @@
 use std::ffi::{CString, c_char};
 
 use kumo_abi::call as abi;
+use kumo_abi::chain;
 use middlecon::{CallError, NodeError};
 
 use crate::raw::{c_string, free, lent};
@@ -169,17 +170,6 @@ impl From<NodeError> for Error {
         let text = chain(&error);
         Error::new(Outcome::NotExecuted, cause, &text, &text)
     }
-}
-
-/// An error with all that led to it.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text = format!("{text}: {error}");
-        source = error.source();
-    }
-    text
 }
 
 /// How it ended; MC_OUTCOME_USAGE for null.

@@ -16,7 +16,6 @@ pub mod context;
 pub mod error;
 mod here;
 mod raw;
-mod secure;
 pub mod serve;
 
 use std::ffi::c_char;
@@ -77,7 +76,7 @@ pub unsafe extern "C" fn mc_connect(
             let dir = unsafe { text(run_dir, "run_dir") }?;
             middlecon::Node::connect(Path::new(dir))?
         };
-        connected.secure_with(Arc::new(secure::OfCluster));
+        connected.secure_with(Arc::new(middlecon::OfCluster));
         out.give(Node(connected));
         Ok(())
     };

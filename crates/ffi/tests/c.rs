@@ -7,23 +7,7 @@ mod support;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use support::{Host, Running, has, install_library, root, run};
-
-/// Compiles a source with every warning an error, and links it with the library.
-fn compile(host: &Host, source: &Path, compiler: &str, standard: &str) -> PathBuf {
-    let libraries = host.path("lib");
-    if !libraries.exists() {
-        install_library(&libraries);
-    }
-    let program = host.path(source.file_stem().unwrap().to_str().unwrap());
-    let mut cc = Command::new(compiler);
-    cc.args([standard, "-Wall", "-Wextra", "-Werror", "-pedantic", "-g", "-pthread", "-I"]);
-    cc.arg(root().join("crates/ffi/include")).arg(source).arg("-o").arg(&program);
-    cc.arg("-L").arg(&libraries).arg("-lmiddlecon");
-    cc.arg(format!("-Wl,-rpath,{}", libraries.display()));
-    run(&mut cc);
-    program
-}
+use support::{Host, Running, compile, has, root, run};
 
 fn source(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/c").join(name)
@@ -32,7 +16,7 @@ fn source(name: &str) -> PathBuf {
 #[test]
 fn a_c_program_calls_and_serves_and_is_told_the_truth() {
     let host = Host::start();
-    let program = compile(&host, &source("check.c"), "cc", "-std=c11");
+    let program = compile(host.dir.path(), &source("check.c"), "cc", "-std=c11");
     let out = run(Command::new(&program).arg(host.run_dir()));
     assert!(out.ends_with("all checks passed\n"), "{out}");
     // Not valgrind, under which rustix finds no vDSO where the kernel says that it is, and dies. The library's
@@ -54,8 +38,8 @@ fn a_c_program_calls_and_serves_and_is_told_the_truth() {
 #[test]
 fn the_examples_of_c_work() {
     let host = Host::start();
-    let server = compile(&host, &root().join("examples/c/serve.c"), "cc", "-std=c11");
-    let caller = compile(&host, &root().join("examples/c/call.c"), "cc", "-std=c11");
+    let server = compile(host.dir.path(), &root().join("examples/c/serve.c"), "cc", "-std=c11");
+    let caller = compile(host.dir.path(), &root().join("examples/c/call.c"), "cc", "-std=c11");
     let (mut server, line) = Running::start(Command::new(server).arg(host.run_dir()));
     assert_eq!(line, "serves greeter\n");
     let out = run(Command::new(caller).arg(host.run_dir()).arg("world"));
@@ -76,5 +60,5 @@ fn the_header_is_cpp_too() {
     let header = host.path("header.cpp");
     let text = "#include <middlecon.h>\nint main() { return mc_abi_version() == MC_ABI_VERSION ? 0 : 1; }\n";
     std::fs::write(&header, text).unwrap();
-    run(&mut Command::new(compile(&host, &header, "c++", "-std=c++17")));
+    run(&mut Command::new(compile(host.dir.path(), &header, "c++", "-std=c++17")));
 }

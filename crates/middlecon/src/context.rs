@@ -65,13 +65,17 @@ impl Context {
     /// The context of a call that somebody outside of here wants, within a trace of theirs: `parent` is
     /// the span that it is part of.
     pub fn traced(root: RootId, parent: u64, budget: Duration) -> Context {
+        Context::traced_from(root, parent, budget, now_ns())
+    }
+
+    fn traced_from(root: RootId, parent: u64, budget: Duration, now_ns: u64) -> Context {
         let budget_ns = u64::try_from(budget.as_nanos()).unwrap_or(u64::MAX).min(BUDGET_NS_MAX);
         Context::new(Inner {
             root,
             call: parent,
             hop: 0,
             priority: 0,
-            deadline_ns: now_ns().saturating_add(budget_ns),
+            deadline_ns: now_ns.saturating_add(budget_ns),
             chain: Bytes::new(),
             baggage: None,
             instance: None,
@@ -84,10 +88,10 @@ impl Context {
         CURRENT.with_borrow(Clone::clone)
     }
 
-    /// The context that this thread or task is in, or one at the root with this budget.
-    pub(crate) fn current_or_root(budget: Option<Duration>) -> Context {
+    /// The context that this thread or task is in, or one at the root with this budget from now on.
+    pub(crate) fn current_or_root(budget: Option<Duration>, now_ns: u64) -> Context {
         let budget = budget.unwrap_or(Duration::from_millis(BUDGET_MS_DEFAULT));
-        Context::current().unwrap_or_else(|| Context::root(budget))
+        Context::current().unwrap_or_else(|| Context::traced_from(random_root(), 0, budget, now_ns))
     }
 
     /// Runs something in this context, on this thread.

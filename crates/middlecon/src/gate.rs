@@ -85,6 +85,19 @@ impl Turn {
 pub(crate) struct Pass {
     gate: Arc<Gate>,
     slot: Option<Slot>,
+    has_waited: bool,
+}
+
+impl Pass {
+    /// Whether time has passed since it was asked for.
+    pub(crate) fn has_waited(&self) -> bool {
+        self.has_waited
+    }
+
+    fn after_waiting(mut self) -> Pass {
+        self.has_waited = true;
+        self
+    }
 }
 
 /// Why a call did not get a slot.
@@ -111,7 +124,7 @@ impl Gate {
     }
 
     fn pass(self: &Arc<Gate>, slot: Slot) -> Pass {
-        Pass { gate: self.clone(), slot: Some(slot) }
+        Pass { gate: self.clone(), slot: Some(slot), has_waited: false }
     }
 
     /// A slot for a call at this hop; blocks the thread for it until the deadline, and while `upstream`, the
@@ -139,7 +152,9 @@ impl Gate {
         let waited = wait(&bell.rings, PollFlags::IN, upstream, deadline_ns);
         self.leave(ticket);
         let closed = match (waited, bell.leave()) {
-            (Ok(()) | Err(Stop::Deadline), Some(slot)) => return Ok(self.pass(slot)),
+            (Ok(()) | Err(Stop::Deadline), Some(slot)) => {
+                return Ok(self.pass(slot).after_waiting());
+            }
             (waited, slot) => {
                 // Its turn came in the last moment: the slot goes to the next.
                 if let Some(slot) = slot {

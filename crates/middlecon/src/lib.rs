@@ -22,7 +22,6 @@
 //! | module | one idea |
 //! |---|---|
 //! | `rules/` | outcomes, slots, spinning, pulses: pure |
-//! | `broker/` | what a node decides about programs, servers and connections: pure, shared with the node |
 //! | `carrier/` | frames between two programs |
 //! | `node` | the connection to the node, kept by one thread |
 //! | `client`, `server` | by threads that block, the fast path; and by tasks |
@@ -32,13 +31,13 @@
 //! | `program` | what this program shows its node |
 //! | `values` | values in the place of bytes, with the features `json` and `postcard` |
 
-pub mod broker;
 mod carrier;
 mod client;
 mod context;
 mod error;
 mod gate;
 mod node;
+mod notices;
 mod program;
 pub mod rules;
 mod secure;
@@ -59,7 +58,9 @@ pub use error::{
     CODE_STREAMS, CallError, Failure,
 };
 pub use node::{Node, NodeError, Welcome};
-pub use secure::Secure;
+#[cfg(feature = "cluster")]
+pub use secure::OfCluster;
+pub use secure::{Refused, Secure, Setup};
 pub use server::stream::Outlet;
 pub use server::tasks::{AsyncBuilder, AsyncCall};
 pub use server::threads::{Builder, Call};

@@ -15,19 +15,20 @@ use std::time::Duration;
 use arc_swap::ArcSwapOption;
 use kumo_abi::call::{Cause, InstanceId, ServiceName, Who};
 use kumo_abi::control::{
-    self, Connection, FromNode, Incoming, PACKET_BYTES_MAX, Request, Resume, Serve, ServiceState,
-    ToNode,
+    self, FromNode, Incoming, PACKET_BYTES_MAX, Request, Resume, Serve, ServiceState, ToNode,
 };
-use kumo_abi::page::notice::{LEN_BYTES, MAGIC, MAGIC_AT, state_at, taken_at};
-use kumo_abi::page::{Notice, receipt_at};
+use kumo_abi::page::Notice;
+use kumo_abi::page::notice::{LEN_BYTES, MAGIC, MAGIC_AT};
 use kumo_abi::{ClusterName, HostId};
 use kumo_sys::PeerPage;
 use kumo_sys::packet::{self, Wait};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use tokio::sync::oneshot;
 
 use crate::carrier::local::wait;
 use crate::carrier::{Link, Stop};
 use crate::error::CallError;
+use crate::notices::{ConnectionId, Notices};
 use crate::program::Program;
 use crate::secure::{Brought, Certificates, Secure};
 use crate::time::now_ns;
@@ -68,10 +69,18 @@ pub enum NodeError {
     },
 }
 
-/// What a node answered, with what it passed.
+/// What a node answered, with what it passed. Dropped, a connection that it granted goes back to it.
 pub(crate) struct Answer {
     pub(crate) message: FromNode,
     pub(crate) fd: Option<OwnedFd>,
+    /// The connection, if one was granted; after its descriptor, so that it is closed first.
+    pub(crate) held: Option<Held>,
+}
+
+impl Answer {
+    fn without(message: FromNode) -> Answer {
+        Answer { message, fd: None, held: None }
+    }
 }
 
 type Waiter = Box<dyn FnOnce(Answer) + Send>;
@@ -80,7 +89,7 @@ type Hear = Box<dyn Fn(ServiceState) + Send>;
 /// Takes callers of one instance.
 pub(crate) trait Accept: Send + Sync {
     /// A caller's connection. Called on the node's thread: it starts what serves it, and returns.
-    fn accept(self: Arc<Self>, incoming: Incoming, socket: OwnedFd);
+    fn accept(self: Arc<Self>, incoming: Incoming, socket: OwnedFd, held: Held);
 }
 
 struct Served {
@@ -120,13 +129,13 @@ pub struct Welcome {
 pub(crate) struct Shared {
     path: PathBuf,
     pub(crate) program: Program,
-    notices: ArcSwapOption<PeerPage>,
+    pub(crate) notices: Notices,
     outbox: Mutex<Outbox>,
     bell: OwnedFd,
     requests: AtomicU64,
     waiting: Mutex<HashMap<Request, Waiter>>,
     served: Mutex<HashMap<InstanceId, Served>>,
-    connections: Mutex<HashMap<Connection, (Weak<Link>, Resume)>>,
+    connections: Mutex<Connections>,
     watches: Mutex<HashMap<Request, (ServiceName, Hear)>>,
     welcome: Mutex<Option<Welcome>>,
     pub(crate) secure: ArcSwapOption<Brought>,
@@ -136,8 +145,28 @@ pub(crate) struct Shared {
 
 #[derive(Default)]
 struct Outbox {
+    /// Which node this is, counted from our first.
+    epoch: u64,
     socket: Option<Arc<OwnedFd>>,
     waiting: VecDeque<(Vec<u8>, Option<OwnedFd>)>,
+}
+
+/// Connections that a node granted. Their numbers are indices that the node gives out: one that has started
+/// anew may give a number again unless it was told that it is in use.
+#[derive(Default)]
+struct Connections {
+    /// As that of the outbox; both change under both locks.
+    epoch: u64,
+    last: u64,
+    known: HashMap<u64, Known>,
+}
+
+struct Known {
+    id: ConnectionId,
+    /// The last node that knows it.
+    epoch: u64,
+    /// Once both programs have joined it.
+    link: Option<(Weak<Link>, Resume)>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -153,7 +182,7 @@ impl Node {
         let shared = Arc::new(Shared {
             path: run_dir.join(control::SOCKET_NAME),
             program: Program::new()?,
-            notices: ArcSwapOption::empty(),
+            notices: Notices::default(),
             outbox: Mutex::default(),
             bell: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
                 .map_err(io::Error::from)?,
@@ -187,7 +216,7 @@ impl Node {
 }
 
 impl Shared {
-    /// Connects, and is welcomed.
+    /// Connects, is welcomed, and tells a node that has started anew what its predecessor knew.
     fn connect(&self) -> Result<Arc<OwnedFd>, NodeError> {
         let away = |source| NodeError::Away { path: self.path.clone(), source };
         let strange = || NodeError::Strange(self.path.clone());
@@ -204,15 +233,21 @@ impl Shared {
         let Ok(FromNode::Welcome { cluster, host, who }) = message else { return Err(strange()) };
         let page = fds.first().and_then(|page| PeerPage::new(page, LEN_BYTES).ok());
         let page = page.filter(|page| page.load(MAGIC_AT, Ordering::Acquire) == MAGIC);
-        self.notices.store(Some(Arc::new(page.ok_or_else(strange)?)));
+        let page = Arc::new(page.ok_or_else(strange)?);
         *lock(&self.welcome) = Some(Welcome { cluster, host, who });
         let socket = Arc::new(socket);
-        *lock(&self.outbox) = Outbox { socket: Some(socket.clone()), waiting: VecDeque::new() };
+        // Whoever asks for something from now on does so behind all this.
+        let mut outbox = lock(&self.outbox);
+        outbox.epoch += 1;
+        outbox.socket = Some(socket.clone());
+        outbox.waiting.clear();
+        self.tell_all_again(&mut outbox, page);
+        outbox.flush();
         Ok(socket)
     }
 
     /// The thread's life.
-    fn keep(&self, socket: Arc<OwnedFd>) {
+    fn keep(self: &Arc<Shared>, socket: Arc<OwnedFd>) {
         let mut socket = Some(socket);
         let mut pause_ms = PAUSE_MS.0;
         while !self.over.load(Ordering::Acquire) {
@@ -224,10 +259,7 @@ impl Shared {
                 continue;
             }
             match self.connect() {
-                Ok(node) => {
-                    self.tell_all_again();
-                    socket = Some(node);
-                }
+                Ok(node) => socket = Some(node),
                 Err(error) => {
                     tracing::debug!(%error, "the node is still away");
                     self.sleep(pause_ms);
@@ -244,7 +276,7 @@ impl Shared {
         let _ = poll(&mut [PollFd::new(&self.bell, PollFlags::IN)], Some(&time));
     }
 
-    fn serve_until_it_ends(&self, socket: &OwnedFd) -> Result<(), NodeError> {
+    fn serve_until_it_ends(self: &Arc<Shared>, socket: &OwnedFd) -> Result<(), NodeError> {
         let mut packet = vec![0; PACKET_BYTES_MAX];
         loop {
             let full = !self.flush();
@@ -261,7 +293,10 @@ impl Shared {
             match packet::receive(socket, &mut packet, 1, Wait::No) {
                 Ok((0, _)) => return Ok(()),
                 Ok((len_bytes, mut fds)) => match control::decode(&packet[..len_bytes]) {
-                    Ok(message) => self.hear(Answer { message, fd: fds.pop() }),
+                    Ok(message) => {
+                        let held = self.granted(&message);
+                        self.hear(Answer { message, fd: fds.pop(), held });
+                    }
                     Err(error) => {
                         tracing::warn!(%error, "the node said what this program does not know");
                         return Err(NodeError::Strange(self.path.clone()));
@@ -292,79 +327,93 @@ impl Shared {
             FromNode::Leaving | FromNode::Welcome { .. } => return,
         };
         let waiter = lock(&self.waiting).remove(&request);
-        match (waiter, &answer.message) {
-            (Some(waiter), _) => waiter(answer),
-            // Who asked no longer waits: the connection goes back.
-            (None, FromNode::Granted(granted)) => {
-                let connection = granted.connection;
-                drop(answer);
-                self.tell(&ToNode::Closed { connection }, None);
-            }
-            (None, _) => {}
+        // Where who asked no longer waits, the connection goes back.
+        if let Some(waiter) = waiter {
+            waiter(answer);
         }
     }
 
+    /// Holds the connection of a message that grants one, from this moment on.
+    fn granted(self: &Arc<Shared>, message: &FromNode) -> Option<Held> {
+        let connection = match message {
+            FromNode::Granted(granted) => granted.connection,
+            FromNode::Incoming(incoming) => incoming.connection,
+            _ => return None,
+        };
+        let mut connections = lock(&self.connections);
+        connections.last += 1;
+        let (id, epoch) =
+            (ConnectionId { index: connection, number: connections.last }, connections.epoch);
+        connections.known.insert(id.number, Known { id, epoch, link: None });
+        Some(Held { shared: self.clone(), id })
+    }
+
     fn incoming(&self, answer: Answer) {
-        let Answer { message: FromNode::Incoming(incoming), fd: Some(socket) } = answer else {
+        let Answer { message: FromNode::Incoming(incoming), fd: Some(socket), held: Some(held) } =
+            answer
+        else {
             return;
         };
         let accept = lock(&self.served).get(&incoming.instance).map(|served| served.accept.clone());
-        if let Some(accept) = accept {
-            return accept.accept(incoming, socket);
+        match accept {
+            Some(accept) => accept.accept(incoming, socket, held),
+            None => drop((socket, held)),
         }
-        drop(socket);
-        self.tell(&ToNode::Closed { connection: incoming.connection }, None);
     }
 
     /// The node is gone: whoever waits for it is told.
     fn away(&self) {
-        *lock(&self.outbox) = Outbox::default();
+        let mut outbox = lock(&self.outbox);
+        outbox.socket = None;
+        outbox.waiting.clear();
+        drop(outbox);
         let waiting: Vec<(Request, Waiter)> = lock(&self.waiting).drain().collect();
         for (request, waiter) in waiting {
             let message = no_node(request);
-            waiter(Answer { message, fd: None });
+            waiter(Answer::without(message));
         }
     }
 
-    /// A node that has started anew is told what its predecessor knew.
-    fn tell_all_again(&self) {
-        let served: Vec<Serve> =
-            lock(&self.served).values().map(|served| served.serve.clone()).collect();
-        for serve in served {
-            self.tell(&ToNode::Serve(serve), None);
-        }
-        let watched: Vec<(Request, ServiceName)> = lock(&self.watches)
-            .iter()
-            .map(|(request, (service, _))| (*request, service.clone()))
-            .collect();
-        for (request, service) in watched {
-            self.tell(&ToNode::Watch { request, service }, None);
-        }
-        let connections: Vec<(Arc<Link>, Resume)> = lock(&self.connections)
-            .values()
-            .filter_map(|(link, resume)| Some((link.upgrade()?, resume.clone())))
-            .collect();
-        for (link, resume) in connections {
-            if let Ok(duplicate) = link.as_fd().try_clone_to_owned() {
-                self.tell(&ToNode::Resume(resume), Some(duplicate));
+    /// A node that has started anew is told what its predecessor knew: first which connections there are, so
+    /// that it gives none of their numbers, nor places of their receipts, to another.
+    fn tell_all_again(&self, outbox: &mut Outbox, page: Arc<PeerPage>) {
+        let mut connections = lock(&self.connections);
+        let epoch = outbox.epoch;
+        let former = std::mem::replace(&mut connections.epoch, epoch);
+        for known in connections.known.values_mut() {
+            let link =
+                known.link.as_ref().and_then(|(link, resume)| Some((link.upgrade()?, resume)));
+            // What the former node did not know stays unknown: its index may be that of another by now.
+            let is_told = known.epoch == former
+                && link.as_ref().is_some_and(|(link, resume)| {
+                    // Without a duplicate a node does not take it: it could not end it.
+                    let duplicate = link.as_fd().try_clone_to_owned();
+                    let resume = ToNode::Resume((*resume).clone());
+                    duplicate.is_ok_and(|duplicate| outbox.push(&resume, Some(duplicate)))
+                });
+            self.notices.carry(known.id, is_told);
+            match link {
+                _ if is_told => known.epoch = epoch,
+                Some((link, _)) => link.end(),
+                None => {}
             }
+        }
+        self.notices.begin(page);
+        drop(connections);
+        for served in lock(&self.served).values() {
+            outbox.push(&ToNode::Serve(served.serve.clone()), None);
+        }
+        for (request, (service, _)) in lock(&self.watches).iter() {
+            outbox.push(&ToNode::Watch { request: *request, service: service.clone() }, None);
         }
     }
 
     /// Tells the node something. Never blocks: what it does not read yet waits.
     pub(crate) fn tell(&self, message: &ToNode, fd: Option<OwnedFd>) -> bool {
-        let bytes = match control::encode(message) {
-            Ok(bytes) => bytes,
-            Err(error) => {
-                tracing::warn!(%error, "a message to the node was not sent");
-                return false;
-            }
-        };
         let mut outbox = lock(&self.outbox);
-        if outbox.socket.is_none() || outbox.waiting.len() >= OUTBOX_MAX {
+        if !outbox.push(message, fd) {
             return false;
         }
-        outbox.waiting.push_back((bytes, fd));
         let sent = outbox.flush();
         drop(outbox);
         if !sent {
@@ -393,7 +442,7 @@ impl Shared {
         if !self.tell(message, None)
             && let Some(hear) = lock(&self.waiting).remove(&request)
         {
-            hear(Answer { message: no_node(request), fd: None });
+            hear(Answer::without(no_node(request)));
         }
     }
 
@@ -429,10 +478,7 @@ impl Shared {
         if let Some(answer) = lock(&place).take() {
             return match waited {
                 Ok(()) | Err(Stop::Deadline) => Ok(answer),
-                Err(_) => {
-                    self.give_back(answer);
-                    Err(CallError::not_executed(Cause::Cancelled, ""))
-                }
+                Err(_) => Err(CallError::not_executed(Cause::Cancelled, "")),
             };
         }
         let cause = match waited {
@@ -443,12 +489,26 @@ impl Shared {
         Err(CallError::not_executed(cause, "while waiting for the node"))
     }
 
-    /// Nobody wants what the node granted.
-    pub(crate) fn give_back(&self, answer: Answer) {
-        if let FromNode::Granted(granted) = &answer.message {
-            let connection = granted.connection;
-            drop(answer);
-            self.tell(&ToNode::Closed { connection }, None);
+    /// As [`Shared::ask_and_wait`], for tasks. Dropped, it no longer waits, and what comes goes back.
+    pub(crate) async fn ask_and_await(
+        self: &Arc<Shared>,
+        request: Request,
+        message: &ToNode,
+        deadline_ns: u64,
+    ) -> Result<Answer, CallError> {
+        let _asking = Asking { node: self, request };
+        let (send, answer) = oneshot::channel();
+        self.ask(
+            request,
+            message,
+            Box::new(move |answer| {
+                let _ = send.send(answer);
+            }),
+        );
+        let left = Duration::from_nanos(deadline_ns.saturating_sub(now_ns()));
+        match tokio::time::timeout(left, answer).await {
+            Ok(Ok(answer)) => Ok(answer),
+            _ => Err(CallError::not_executed(Cause::Deadline, "while waiting for the node")),
         }
     }
 
@@ -459,20 +519,6 @@ impl Shared {
     pub(crate) fn serves_no_more(&self, instance: InstanceId) {
         lock(&self.served).remove(&instance);
         self.tell(&ToNode::Ended { instance }, None);
-    }
-
-    /// What the node says of a connection that ended, if it said something.
-    pub(crate) fn notice(&self, connection: Connection) -> Option<Notice> {
-        let page = self.notices.load();
-        Notice::from_word(page.as_ref()?.load(checked(state_at(connection))?, Ordering::Acquire))
-    }
-
-    /// Whether the callee had taken this call, as its node says. Only with [`Notice::taken_known`].
-    pub(crate) fn taken(&self, connection: Connection, id: u64) -> bool {
-        let page = self.notices.load();
-        let at_bytes = checked(taken_at(connection) + receipt_at(id));
-        let (Some(page), Some(at_bytes)) = (page.as_ref(), at_bytes) else { return true };
-        page.load(at_bytes, Ordering::Acquire) == id
     }
 
     /// Has `hear` called, on the node's thread, with every state of a service.
@@ -489,9 +535,16 @@ impl Shared {
     }
 }
 
-/// An index comes from the node, which is trusted, but a mistake of it must not end this program.
-fn checked(at_bytes: usize) -> Option<usize> {
-    (at_bytes < LEN_BYTES).then_some(at_bytes)
+/// A question that is forgotten when nobody waits for its answer any more.
+struct Asking<'a> {
+    node: &'a Shared,
+    request: Request,
+}
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        self.node.forget(self.request);
+    }
 }
 
 fn no_node(request: Request) -> FromNode {
@@ -505,6 +558,23 @@ fn no_node(request: Request) -> FromNode {
 }
 
 impl Outbox {
+    /// Adds a message; false if there is no node, or it has not read for long.
+    fn push(&mut self, message: &ToNode, fd: Option<OwnedFd>) -> bool {
+        if self.socket.is_none() || self.waiting.len() >= OUTBOX_MAX {
+            return false;
+        }
+        match control::encode(message) {
+            Ok(bytes) => {
+                self.waiting.push_back((bytes, fd));
+                true
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a message to the node was not sent");
+                false
+            }
+        }
+    }
+
     fn flush(&mut self) -> bool {
         while let (Some(socket), Some((bytes, fd))) = (&self.socket, self.waiting.front()) {
             let fds: Vec<BorrowedFd<'_>> = fd.iter().map(AsFd::as_fd).collect();
@@ -518,24 +588,39 @@ impl Outbox {
     }
 }
 
-/// A connection that the node knows of. Told when it is gone; to be dropped after its socket.
+/// A connection that a node granted. It is told when this is dropped, which is to be after the socket.
 pub(crate) struct Held {
     pub(crate) shared: Arc<Shared>,
-    pub(crate) connection: Connection,
+    pub(crate) id: ConnectionId,
 }
 
 impl Held {
-    pub(crate) fn new(shared: &Arc<Shared>, link: &Arc<Link>, resume: Resume) -> Held {
-        let connection = resume.connection;
-        lock(&shared.connections).insert(connection, (Arc::downgrade(link), resume));
-        Held { shared: shared.clone(), connection }
+    /// Both programs have joined it: a node that starts anew is told of it. False if one has done so since it
+    /// was granted, does not know it, and may give its number to another: then it must not be used.
+    #[must_use]
+    pub(crate) fn joined(&self, link: &Arc<Link>, resume: Resume) -> bool {
+        let mut connections = lock(&self.shared.connections);
+        let epoch = connections.epoch;
+        let known = connections.known.get_mut(&self.id.number);
+        let Some(known) = known.filter(|known| known.epoch == epoch) else { return false };
+        known.link = Some((Arc::downgrade(link), resume));
+        true
     }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        lock(&self.shared.connections).remove(&self.connection);
-        self.shared.tell(&ToNode::Closed { connection: self.connection }, None);
+        let known = lock(&self.shared.connections).known.remove(&self.id.number);
+        self.shared.notices.let_go(self.id);
+        let mut outbox = lock(&self.shared.outbox);
+        // To another node this number is that of another connection.
+        let is_its = known.is_some_and(|known| known.epoch == outbox.epoch);
+        if is_its
+            && outbox.push(&ToNode::Closed { connection: self.id.index }, None)
+            && !outbox.flush()
+        {
+            self.shared.wake();
+        }
     }
 }
 
@@ -543,14 +628,10 @@ impl Drop for Held {
 ///
 /// The kernel closes the sockets of a process that ends before it tells who watches it, so the end is
 /// often seen before the notice.
-pub(crate) fn why_it_ended(
-    shared: &Shared,
-    connection: Connection,
-    wait_ns: u64,
-) -> Option<Notice> {
+pub(crate) fn why_it_ended(shared: &Shared, id: ConnectionId, wait_ns: u64) -> Option<Notice> {
     let until_ns = now_ns().saturating_add(wait_ns);
     loop {
-        let notice = shared.notice(connection);
+        let notice = shared.notices.notice(id);
         if notice.is_some() || now_ns() >= until_ns {
             return notice;
         }

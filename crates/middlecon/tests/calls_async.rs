@@ -348,7 +348,9 @@ async fn pulses_never_wait_and_the_last_one_arrives() {
             let seen = seen.clone();
             async move {
                 let level: usize = String::from_utf8_lossy(&call.body).parse().unwrap_or(0);
-                seen.fetch_max(level, Ordering::SeqCst);
+                // Slower than they come.
+                tokio::time::sleep(Duration::from_millis(2)).await;
+                seen.store(level, Ordering::SeqCst);
                 Ok(Bytes::new())
             }
         })
@@ -356,16 +358,17 @@ async fn pulses_never_wait_and_the_last_one_arrives() {
         .await
         .unwrap();
     let gauge = here.service_async(&service("gauge"));
+    // More than a connection has places for calls: some at once, some as fast as each can leave.
     for level in 1..=1_000 {
         gauge.pulse(&method("level"), level.to_string().into());
+        if level % 3 == 0 {
+            gauge.pulses_sent().await;
+        }
     }
-    // Nobody answers a pulse, and it may be lost with a callee that had no place for it: who wants to be sure
-    // says it again.
     let began = Instant::now();
     while last.load(Ordering::SeqCst) != 1_000 {
         assert!(began.elapsed() < Duration::from_secs(10), "the last level is not known in time");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-        gauge.pulse(&method("level"), "1000".into());
+        tokio::time::sleep(Duration::from_millis(5)).await;
     }
     let (_, dropped) = gauge.pulses_lost();
     assert_eq!(dropped, 0, "one method never takes more than one place");
@@ -391,4 +394,83 @@ async fn a_watched_service_is_told_and_again_by_a_new_node() {
     assert_eq!(watch.state().unwrap().ready, 1);
     tokio::task::spawn_blocking(move || drop(server)).await.unwrap();
     drop(node);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_for_which_there_was_no_room_leave_no_place_taken() {
+    let node = TestNode::start();
+    let (callee, caller) =
+        (Node::connect(node.run_dir()).unwrap(), Node::connect(node.run_dir()).unwrap());
+    let (began, has_begun) = std::sync::mpsc::channel();
+    let (go_on, until) = std::sync::mpsc::channel::<()>();
+    let until = Arc::new(std::sync::Mutex::new(until));
+    // Its only thread is at work, so nothing is read.
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let ran = Inside::default();
+    let counted = ran.clone();
+    let server = callee
+        .serve_async(&service("s"))
+        .slots(256)
+        .method(&method("block"), move |_| {
+            let (began, until) = (began.clone(), until.clone());
+            async move {
+                began.send(()).unwrap();
+                until.lock().unwrap().recv().ok();
+                Ok(Bytes::new())
+            }
+        })
+        .method(&method("take"), move |_| {
+            counted.enter();
+            async { Ok(Bytes::new()) }
+        });
+    let server = runtime.spawn(server.start()).await.unwrap().unwrap();
+    let calls = caller.service_async(&service("s"));
+    let blocks = tokio::spawn({
+        let calls = calls.clone();
+        async move { calls.call(&method("block"), b"").await }
+    });
+    tokio::task::spawn_blocking(move || has_begun.recv().unwrap()).await.unwrap();
+    // Of these hundred a few fit into the ring; more than there are places do not.
+    let body = vec![7; 60_000];
+    for _ in 0..5 {
+        let tasks: Vec<_> = (0..20)
+            .map(|_| {
+                let (calls, body) = (calls.clone(), body.clone());
+                let budget = Duration::from_millis(30);
+                tokio::spawn(async move {
+                    calls.request(&method("take")).budget(budget).call(&body).await
+                })
+            })
+            .collect();
+        for task in tasks {
+            match task.await.unwrap() {
+                Err(CallError::NotExecuted { cause: Cause::Deadline, .. }) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+    assert_eq!(calls.connections(), 1, "the connection is as good as it was");
+    go_on.send(()).unwrap();
+    blocks.await.unwrap().unwrap();
+    let tasks: Vec<_> = (0..40)
+        .map(|_| {
+            let calls = calls.clone();
+            tokio::spawn(async move { calls.call(&method("take"), b"").await })
+        })
+        .collect();
+    for task in tasks {
+        task.await.unwrap().unwrap();
+    }
+    assert_eq!(
+        (ran.entered(), calls.connections()),
+        (40, 1),
+        "none of those that were given up ran"
+    );
+    tokio::task::spawn_blocking(move || {
+        drop(server);
+        drop(runtime);
+    })
+    .await
+    .unwrap();
 }

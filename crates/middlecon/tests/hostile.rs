@@ -15,9 +15,11 @@ use kumo_abi::call::{Cause, Method, ServiceName};
 use kumo_abi::control::{
     self, FromNode, Granted, Incoming, Open, PACKET_BYTES_MAX, SOCKET_NAME, Serve, ToNode,
 };
-use kumo_abi::frame::{Chain, Extensions, HEADER_BYTES, Header, Kind, STREAM_CREDIT, flags};
+use kumo_abi::frame::{
+    Chain, Extensions, HEADER_BYTES, Header, Kind, POOL_SLOTS, Pooled, STREAM_CREDIT, flags,
+};
 use kumo_abi::page::connection::{
-    MAGIC, MAGIC_AT, READ_AT, RING_AT, RING_BYTES, WRITTEN_AT, len_bytes,
+    MAGIC, MAGIC_AT, READ_AT, RETURNED_AT, RING_AT, RING_BYTES, WRITTEN_AT, len_bytes,
 };
 use kumo_abi::page::program;
 use kumo_sys::packet::{self, Wait};
@@ -270,6 +272,86 @@ fn a_peer_that_passes_bad_pages_or_memory_is_refused() {
     let whole = [&header.encode_summed()[..], &ext, &length].concat();
     line.write(&whole, whole.len().next_multiple_of(8) as u64);
     assert!(line.is_ended());
+    here.service(&service("echo")).call(&method("echo"), b"fine").unwrap();
+}
+
+#[test]
+fn a_peer_that_lies_about_bodies_in_slots_is_refused() {
+    let node = TestNode::start();
+    let (here, _server) = serve(&node);
+    let hostile = Hostile::connect(&node);
+    let slot = || OwnPage::new("slot", 131_072).unwrap();
+    let fine = Pooled { len_bytes: 70_000, slot: 3, turn: 1, slot_bytes: 131_072 };
+    let plain = rustix::fs::memfd_create("plain", rustix::fs::MemfdFlags::ALLOW_SEALING).unwrap();
+    rustix::fs::ftruncate(&plain, 131_072).unwrap();
+    let write = |line: &Line, granted: &Granted, pooled: &Pooled, more_flags: u16| {
+        let (header, ext) = call_frame(granted);
+        let place = pooled.encode();
+        let len_bytes = (ext.len() + place.len()) as u32;
+        let header = Header { flags: flags::POOLED | more_flags, len_bytes, ..header };
+        let whole = [&header.encode_summed()[..], &ext, &place].concat();
+        line.write(&whole, whole.len().next_multiple_of(8) as u64);
+    };
+    let cases: [(&str, Pooled, Option<OwnedFd>, u16); 8] = [
+        ("a slot that never came", Pooled { slot_bytes: 0, ..fine }, None, 0),
+        ("memory that was not passed", fine, None, 0),
+        ("memory that its owner could shrink", fine, Some(plain), 0),
+        (
+            "another size",
+            Pooled { slot_bytes: 262_144, ..fine },
+            Some(slot().as_fd().try_clone_to_owned().unwrap()),
+            0,
+        ),
+        (
+            "beyond the slot",
+            Pooled { len_bytes: 131_073, ..fine },
+            Some(slot().as_fd().try_clone_to_owned().unwrap()),
+            0,
+        ),
+        (
+            "no such slot",
+            Pooled { slot: 4, ..fine },
+            Some(slot().as_fd().try_clone_to_owned().unwrap()),
+            0,
+        ),
+        (
+            "as large as a number",
+            Pooled { len_bytes: u64::MAX, ..fine },
+            Some(slot().as_fd().try_clone_to_owned().unwrap()),
+            0,
+        ),
+        ("in two places", fine, Some(slot().as_fd().try_clone_to_owned().unwrap()), flags::LENT),
+    ];
+    for (at, (what, pooled, memory, more_flags)) in cases.into_iter().enumerate() {
+        let (granted, socket) = hostile.open("echo", at as u64);
+        let line = Line::new(socket);
+        if let Some(memory) = &memory {
+            let id = 65_u64.to_le_bytes();
+            packet::send(&line.socket, &[IoSlice::new(&id)], &[memory.as_fd()], Wait::Yes).unwrap();
+        }
+        write(&line, &granted, &pooled, more_flags);
+        assert!(line.is_ended(), "{what}");
+    }
+    // Who says too early, or of turns that never were, that it has copied gets its replies all the same.
+    let (granted, socket) = hostile.open("echo", 100);
+    let line = Line::new(socket);
+    let memory = slot();
+    for at in 0..POOL_SLOTS {
+        line.page.store(RETURNED_AT + 8 * at, 77, Ordering::Release);
+    }
+    let id = 65_u64.to_le_bytes();
+    packet::send(&line.socket, &[IoSlice::new(&id)], &[memory.as_fd()], Wait::Yes).unwrap();
+    write(&line, &granted, &fine, 0);
+    // Its hello, perhaps doorbells, and then what is asked for.
+    let mut packet = [0; HEADER_BYTES];
+    let lent = loop {
+        match packet::receive(&line.socket, &mut packet, 1, Wait::Yes).unwrap() {
+            (8, lent) => break lent,
+            (1 | HEADER_BYTES, _) => {}
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(lent.len(), 1, "no slot is free, so it is sealed");
     here.service(&service("echo")).call(&method("echo"), b"fine").unwrap();
 }
 

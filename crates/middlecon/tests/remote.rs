@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use kumo_abi::call::{Cause, Method, Peer, ServiceName};
 use kumo_abi::control::{Carrier, Certificate};
-use middlecon::{CallError, Node, Secure, Server};
+use middlecon::{CallError, Node, Secure, Server, Setup};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use support::{Program, TestNode, tell};
@@ -63,21 +63,21 @@ impl Secure for One {
         _: &Certificate,
         _: &ServiceName,
         _: &Peer,
-    ) -> Result<(Arc<ClientConfig>, ServerName<'static>), rustls::Error> {
+    ) -> Result<(Setup<ClientConfig>, ServerName<'static>), rustls::Error> {
         let (chain, key) = self.pair();
         let config = ClientConfig::builder_with_protocol_versions(&[&rustls::version::TLS13])
             .with_root_certificates(self.roots())
             .with_client_auth_cert(chain, key)?;
-        Ok((Arc::new(config), ServerName::try_from("program").unwrap()))
+        Ok((Setup::plain(config), ServerName::try_from("program").unwrap()))
     }
 
-    fn server(&self, _: &Certificate, _: &Peer) -> Result<Arc<ServerConfig>, rustls::Error> {
+    fn server(&self, _: &Certificate, _: &Peer) -> Result<Setup<ServerConfig>, rustls::Error> {
         let (chain, key) = self.pair();
         let callers = rustls::server::WebPkiClientVerifier::builder(self.roots()).build().unwrap();
         let config = ServerConfig::builder_with_protocol_versions(&[&rustls::version::TLS13])
             .with_client_cert_verifier(callers)
             .with_single_cert(chain, key)?;
-        Ok(Arc::new(config))
+        Ok(Setup::plain(config))
     }
 }
 
@@ -167,16 +167,129 @@ async fn tasks_call_tasks_with_bodies_of_all_sizes_at_once() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn streams_come_whole_and_in_order_beside_other_calls_and_a_slow_reader_holds_up_only_its_own()
+ {
+    for carrier in [Carrier::Tls, Carrier::Spliced] {
+        let (node, secure) = (TestNode::start_with(carrier), Arc::new(One::new()));
+        let server = connect(&node, &secure)
+            .serve_async(&service("echo"))
+            .method(&method("echo"), |call| async move { Ok(call.body) })
+            .stream(&method("count"), |call, mut out| async move {
+                let to: u32 = std::str::from_utf8(&call.body).unwrap().parse().unwrap();
+                for n in 0..to {
+                    out.send(n.to_le_bytes().repeat(5_000)).await?;
+                }
+                Ok(())
+            })
+            .start()
+            .await
+            .unwrap();
+        let echo = connect(&node, &secure).service_async(&service("echo"));
+        let count = method("count");
+        let mut slow = echo.request(&count).stream(b"100").await.unwrap();
+        let mut quick = echo.request(&count).stream(b"200").await.unwrap();
+        for n in 0..200_u32 {
+            let piece = quick.next().await.unwrap().unwrap();
+            assert_eq!(piece, n.to_le_bytes().repeat(5_000), "{carrier:?}");
+            if n % 50 == 0 {
+                let body = vec![n as u8; 100_000];
+                assert_eq!(echo.call(&method("echo"), &body).await.unwrap(), body);
+            }
+        }
+        assert!(quick.next().await.is_none());
+        for n in 0..100_u32 {
+            assert_eq!(slow.next().await.unwrap().unwrap(), n.to_le_bytes().repeat(5_000));
+        }
+        assert!(slow.next().await.is_none());
+        assert_eq!(echo.connections(), 1);
+        // Dropped before its end, its place is free again, and the connection is of use.
+        let mut dropped = echo.request(&count).stream(b"1000000").await.unwrap();
+        assert!(dropped.next().await.unwrap().is_ok());
+        drop(dropped);
+        assert_eq!(echo.call(&method("echo"), b"x").await.unwrap(), "x");
+        tokio::task::spawn_blocking(move || drop(server)).await.unwrap();
+    }
+}
+
 #[test]
-fn who_is_not_believed_executes_nothing_and_is_told_nothing() {
+fn who_is_not_believed_executes_nothing_and_is_told_why() {
     let node = TestNode::start_with(Carrier::Tls);
     let _server = serve(&connect(&node, &Arc::new(One::new())));
-    let stranger = connect(&node, &Arc::new(One::new()));
-    let told = stranger.service(&service("echo")).call(&method("echo"), b"x").unwrap_err();
-    assert!(matches!(told, CallError::NotExecuted { .. }), "{told}");
+    let denied = |told: CallError, why: &str| {
+        let CallError::NotExecuted { cause: Cause::Denied, message, .. } = &told else {
+            panic!("{told}")
+        };
+        assert!(message.contains(why), "{message}");
+    };
+    let call =
+        |node: &Node| node.service(&service("echo")).call(&method("echo"), b"x").unwrap_err();
+    // It does not believe its callee.
+    denied(call(&connect(&node, &Arc::new(One::new()))), "does not believe");
     let bare = Node::connect(node.run_dir()).unwrap();
-    let told = bare.service(&service("echo")).call(&method("echo"), b"x").unwrap_err();
-    assert!(matches!(told, CallError::NotExecuted { .. }), "{told}");
+    denied(call(&bare), "`Secure`");
+    bare.secure_with(Arc::new(Unusable));
+    denied(call(&bare), "the key is of another certificate");
+}
+
+#[test]
+fn a_callee_that_does_not_believe_its_caller_says_so_also_after_the_handshake() {
+    let node = TestNode::start_with(Carrier::Tls);
+    let own = Arc::new(One::new());
+    let _server = serve(&connect(&node, &own));
+    // In TLS 1.3 the caller is done with the handshake, and has sent its call, before it is judged.
+    let believes = Node::connect(node.run_dir()).unwrap();
+    believes.secure_with(Arc::new(Shows { own: One::new(), believes: own }));
+    for _ in 0..20 {
+        let told = believes.service(&service("echo")).call(&method("echo"), b"x").unwrap_err();
+        let CallError::NotExecuted { message, .. } = &told else { panic!("{told}") };
+        // Where its end overtook its words, its node's word is there.
+        let why = "does not believe this program";
+        assert!(told.cause() != Some(Cause::Denied) || message.contains(why), "{message}");
+    }
+}
+
+/// Cannot be used.
+struct Unusable;
+
+impl Secure for Unusable {
+    fn client(
+        &self,
+        _: &Certificate,
+        _: &ServiceName,
+        _: &Peer,
+    ) -> Result<(Setup<ClientConfig>, ServerName<'static>), rustls::Error> {
+        Err(rustls::Error::General("the key is of another certificate".to_owned()))
+    }
+
+    fn server(&self, _: &Certificate, _: &Peer) -> Result<Setup<ServerConfig>, rustls::Error> {
+        Err(rustls::Error::General("the key is of another certificate".to_owned()))
+    }
+}
+
+/// Shows one certificate, and believes another.
+struct Shows {
+    own: One,
+    believes: Arc<One>,
+}
+
+impl Secure for Shows {
+    fn client(
+        &self,
+        _: &Certificate,
+        _: &ServiceName,
+        _: &Peer,
+    ) -> Result<(Setup<ClientConfig>, ServerName<'static>), rustls::Error> {
+        let (chain, key) = self.own.pair();
+        let config = ClientConfig::builder_with_protocol_versions(&[&rustls::version::TLS13])
+            .with_root_certificates(self.believes.roots())
+            .with_client_auth_cert(chain, key)?;
+        Ok((Setup::plain(config), ServerName::try_from("program").unwrap()))
+    }
+
+    fn server(&self, _: &Certificate, _: &Peer) -> Result<Setup<ServerConfig>, rustls::Error> {
+        Err(rustls::Error::General("it only calls".to_owned()))
+    }
 }
 
 #[test]

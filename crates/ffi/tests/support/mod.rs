@@ -2,7 +2,7 @@
 
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "no test uses all of it")]
 
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 
@@ -17,7 +17,11 @@ pub struct Running {
 impl Running {
     /// Starts it, and waits until it has written a line; which one.
     pub fn start(command: &mut Command) -> (Running, String) {
-        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        Running::of(command.stdout(Stdio::piped()).spawn().unwrap())
+    }
+
+    /// Waits until one that was started, with its output piped, has written a line; which one.
+    pub fn of(mut child: Child) -> (Running, String) {
         let lines = BufReader::new(child.stdout.take().unwrap());
         let mut running = Running { child, lines };
         let line = running.line();
@@ -28,6 +32,17 @@ impl Running {
         let mut line = String::new();
         self.lines.read_line(&mut line).unwrap();
         line
+    }
+
+    /// Writes a line to its input, which is piped.
+    pub fn tell(&mut self, line: &str) {
+        writeln!(self.child.stdin.as_mut().unwrap(), "{line}").unwrap();
+    }
+
+    /// The same, and what it writes then.
+    pub fn ask(&mut self, line: &str) -> String {
+        self.tell(line);
+        self.line()
     }
 }
 
@@ -111,4 +126,20 @@ pub fn run(command: &mut Command) -> String {
     let complaint = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{command:?}: {}\n{out}\n{complaint}", output.status);
     out
+}
+
+/// Compiles a source into `dir` with every warning an error, and links it with the library.
+pub fn compile(dir: &Path, source: &Path, compiler: &str, standard: &str) -> PathBuf {
+    let libraries = dir.join("lib");
+    if !libraries.exists() {
+        install_library(&libraries);
+    }
+    let program = dir.join(source.file_stem().unwrap());
+    let mut cc = Command::new(compiler);
+    cc.args([standard, "-Wall", "-Wextra", "-Werror", "-pedantic", "-g", "-pthread", "-I"]);
+    cc.arg(root().join("crates/ffi/include")).arg(source).arg("-o").arg(&program);
+    cc.arg("-L").arg(&libraries).arg("-lmiddlecon");
+    cc.arg(format!("-Wl,-rpath,{}", libraries.display()));
+    run(&mut cc);
+    program
 }

@@ -5,24 +5,25 @@
 //! descriptor) and, by its end, the news of a death. Without, each frame is a packet. Receipts and
 //! revocations are in the pages in both cases.
 //!
-//! **No wake-up is lost**: who is about to sleep stores `SLEEPING`, fences, and looks at the ring; who
-//! writes stores `WRITTEN`, fences, and looks at `SLEEPING`. One of them sees the other. The same holds
-//! for [`take`](Link::take) and [`take_back`](Link::take_back) of a call.
+//! **No wake-up is lost**: who is about to sleep stores `SLEEPING` and then looks at the ring; who writes
+//! stores `WRITTEN` and then looks at `SLEEPING`. All four are sequentially consistent, so one of them sees
+//! the other. The same holds for who waits for room (`WAITS`) and who reads (`READ`), and for
+//! [`take`](Link::take) and [`take_back`](Link::take_back) of a call.
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use kumo_abi::frame::{
-    BODY_BYTES_MAX, FRAME_BYTES_MAX, FrameError, HEADER_BYTES, Header, Kind, flags,
+    BODY_BYTES_MAX, FRAME_BYTES_MAX, FrameError, HEADER_BYTES, Header, Kind, Pooled, flags,
 };
 use kumo_abi::page::connection::{
     CPU_AT, MAGIC, MAGIC_AT, READ_AT, RECEIPTS_AT, REVOCATIONS_AT, RING_AT, RING_BYTES,
-    SLEEPING_AT, WRITTEN_AT, len_bytes,
+    RING_HALF_BYTES, SLEEPING_AT, WAITS_ASLEEP, WAITS_AT, WAITS_FOR_BELL, WRITTEN_AT, len_bytes,
 };
 use kumo_abi::page::{WORD_BYTES, receipt_at};
 use kumo_sys::packet::{self, Wait};
@@ -30,7 +31,9 @@ use kumo_sys::{OwnPage, PeerPage, Sealed, cpu, seal};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{Shutdown, shutdown, sockopt};
 
+use super::pool::{Borrowing, Lending};
 use super::{Frame, Stop};
+use crate::rules::bell::Bell;
 use crate::rules::spin::Spin;
 use crate::rules::truth::Taken;
 use crate::time::{NEVER_NS, left, now_ns};
@@ -44,8 +47,11 @@ const LENT_MAX: usize = 64;
 /// Below this time the socket's own timeout, which counts in ticks of the kernel, is too coarse.
 const FINE_NS: u64 = 20_000_000;
 
-/// How often one looks at the ring between two looks at the clock.
-const LOOKS: u32 = 32;
+/// How often one looks at the ring between two looks at the clock: about a microsecond.
+const LOOKS: u32 = 48;
+
+/// Who waits for room is woken; a peer that does not do that, or has ended, is looked after so often.
+const ROOM_PERIOD: Duration = Duration::from_millis(2);
 
 /// A connection on one host, for both of its halves and for who only wants to end it.
 #[derive(Debug)]
@@ -54,6 +60,8 @@ pub(crate) struct Link {
     own: OwnPage,
     peer: PeerPage,
     ring: bool,
+    /// For tasks that wait for room: told by the task that receives.
+    pub(super) room: tokio::sync::Notify,
 }
 
 impl Link {
@@ -91,17 +99,24 @@ impl Link {
         if peer.load(MAGIC_AT, Ordering::Acquire) != MAGIC {
             return Err(Stop::Passed("a page of another kind"));
         }
-        Ok(Link { socket, own, peer, ring })
+        Ok(Link { socket, own, peer, ring, room: tokio::sync::Notify::new() })
     }
 
     /// The two halves. To be called once: positions in the rings begin at 0.
     pub(crate) fn split(self) -> (Arc<Link>, Writer, Reader) {
         let link = Arc::new(self);
-        let writer = Writer { link: link.clone(), written: 0, rung_at: None };
+        let writer = Writer {
+            link: link.clone(),
+            written: 0,
+            read: 0,
+            bell: Bell::default(),
+            lending: Lending::default(),
+        };
         let reader = Reader {
             link: link.clone(),
             read: 0,
             lent: VecDeque::new(),
+            borrowing: Borrowing::default(),
             packet: if link.ring { vec![0; 16] } else { vec![0; FRAME_BYTES_MAX] },
             timeout_ns: NEVER_NS,
             spin: Spin::default(),
@@ -114,16 +129,14 @@ impl Link {
     /// The callee takes a call: from here on its outcome is unknown to who only sees our end. False if
     /// the caller has taken it back; then it must not run.
     pub(crate) fn take(&self, id: u64) -> bool {
-        self.own.store(RECEIPTS_AT + receipt_at(id), id, Ordering::Release);
-        fence(Ordering::SeqCst);
-        self.peer.load(REVOCATIONS_AT + receipt_at(id), Ordering::Acquire) != id
+        self.own.store(RECEIPTS_AT + receipt_at(id), id, Ordering::SeqCst);
+        self.peer.load(REVOCATIONS_AT + receipt_at(id), Ordering::SeqCst) != id
     }
 
     /// The caller takes a call back, and learns whether it had been taken.
     pub(crate) fn take_back(&self, id: u64) -> Taken {
-        self.own.store(REVOCATIONS_AT + receipt_at(id), id, Ordering::Release);
-        fence(Ordering::SeqCst);
-        match self.peer.load(RECEIPTS_AT + receipt_at(id), Ordering::Acquire) {
+        self.own.store(REVOCATIONS_AT + receipt_at(id), id, Ordering::SeqCst);
+        match self.peer.load(RECEIPTS_AT + receipt_at(id), Ordering::SeqCst) {
             receipt if receipt == id => Taken::Yes,
             _ => Taken::No,
         }
@@ -133,6 +146,28 @@ impl Link {
     pub(crate) fn end(&self) {
         // It fails only if it has ended already.
         let _ = shutdown(&self.socket, Shutdown::Both);
+    }
+
+    /// A task wants room. It is told once there may be some; whoever says so tries again first.
+    pub(super) fn want_room(&self) {
+        self.own.store(WAITS_AT, WAITS_FOR_BELL, Ordering::SeqCst);
+    }
+
+    /// Passes on to tasks that there may be room: by the task that receives, each time it runs.
+    pub(super) fn tell_room(&self) {
+        if self.own.load(WAITS_AT, Ordering::Relaxed) == WAITS_FOR_BELL {
+            self.own.store(WAITS_AT, 0, Ordering::Relaxed);
+            self.room.notify_waiters();
+        }
+    }
+
+    /// Sends a packet; false if there is no room.
+    fn packet(&self, parts: &[IoSlice<'_>], fd: Option<BorrowedFd<'_>>) -> Result<bool, Stop> {
+        match packet::send(&self.socket, parts, fd.as_slice(), Wait::No) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+            Err(error) => Err(ended_or(error, Stop::Io)),
+        }
     }
 
     /// Where the peer was seen last.
@@ -158,11 +193,18 @@ impl AsFd for Link {
 pub(crate) struct Writer {
     link: Arc<Link>,
     written: u64,
-    /// How far the peer had read when we rang last: it will look at all that was written since.
-    rung_at: Option<u64>,
+    /// How far the peer had read when we looked last, which was when there seemed to be no room.
+    read: u64,
+    bell: Bell,
+    lending: Lending,
 }
 
 impl Writer {
+    /// The connection it is of.
+    pub(super) fn link(&self) -> &Arc<Link> {
+        &self.link
+    }
+
     /// Sends a frame, waiting for room until the deadline. `header` has its lengths filled in here.
     pub(crate) fn send(
         &mut self,
@@ -184,65 +226,93 @@ impl Writer {
         ext: &[u8],
         body: &[u8],
     ) -> Result<bool, Stop> {
-        let (lent, length);
-        let (body, memory) = if body.len() > BODY_BYTES_MAX {
-            lent = seal("middlecon body", body)?;
-            length = (body.len() as u64).to_le_bytes();
+        if body.len() <= BODY_BYTES_MAX {
+            return self.put_frame(header, ext, body, None);
+        }
+        // Before so much is copied.
+        if self.link.ring && self.room(FRAME_BYTES_MAX)?.is_none() {
+            return Ok(false);
+        }
+        let Some(pooled) = self.lending.put(body, &self.link.peer)? else {
+            let lent = seal("middlecon body", body)?;
             header.flags |= flags::LENT;
-            (length.as_slice(), Some(lent.as_fd()))
-        } else {
-            (body, None)
+            let length = (body.len() as u64).to_le_bytes();
+            return self.put_frame(header, ext, &length, Some(lent.as_fd()));
         };
+        header.flags |= flags::POOLED;
+        let memory = self.lending.memory(&pooled)?;
+        let memory = memory.as_ref().map(AsFd::as_fd);
+        let sent = self.put_frame(header, ext, &pooled.encode(), memory)?;
+        if sent {
+            self.lending.sent(&pooled);
+        }
+        Ok(sent)
+    }
+
+    /// Sends a frame, and memory beside it, if there is room for both.
+    fn put_frame(
+        &mut self,
+        mut header: Header,
+        ext: &[u8],
+        body: &[u8],
+        memory: Option<BorrowedFd<'_>>,
+    ) -> Result<bool, Stop> {
         header.ext_len_bytes = ext.len() as u16;
         header.len_bytes = (ext.len() + body.len()) as u32;
         if !self.link.ring {
             let head = header.encode();
             let parts = [IoSlice::new(&head), IoSlice::new(ext), IoSlice::new(body)];
-            return self.packet(&parts, memory);
+            return self.link.packet(&parts, memory);
         }
         let Some(at) = self.room(header.frame_len_bytes())? else { return Ok(false) };
         if memory.is_some() {
             // First, so that it is there when its frame is read.
             let id = header.call.to_le_bytes();
-            if !self.packet(&[IoSlice::new(&id)], memory)? {
+            if !self.link.packet(&[IoSlice::new(&id)], memory)? {
                 return Ok(false);
             }
         }
-        let head = header.encode_summed();
-        let mut at = self.put(at, &head);
-        if ext.len().is_multiple_of(WORD_BYTES) || body.is_empty() {
-            at = self.put(at, ext);
-            self.put(at, body);
-        } else {
-            // The parts do not meet at a word: put together first. Extensions are short.
-            let whole = ext.len().next_multiple_of(WORD_BYTES).min(ext.len() + body.len());
-            let (first, rest) = body.split_at(whole - ext.len());
-            let joined = [ext, first].concat();
-            at = self.put(at, &joined);
-            self.put(at, rest);
-        }
+        let mut at = self.put(at, &header.encode_summed());
+        let (words, rest) = ext.split_at(ext.len() - ext.len() % WORD_BYTES);
+        at = self.put(at, words);
+        // Where the parts do not meet at a word, that word is of both.
+        let (mut both, fill) = ([0; WORD_BYTES], body.len().min(WORD_BYTES - rest.len()));
+        both[..rest.len()].copy_from_slice(rest);
+        both[rest.len()..rest.len() + fill].copy_from_slice(&body[..fill]);
+        at = self.put(at, &both[..rest.len() + fill]);
+        self.put(at, &body[fill..]);
         self.written += header.frame_len_bytes().next_multiple_of(WORD_BYTES) as u64;
-        self.link.own.store(WRITTEN_AT, self.written, Ordering::Release);
-        fence(Ordering::SeqCst);
-        if self.link.peer.load(SLEEPING_AT, Ordering::Relaxed) & WANTS_FRAMES != 0 {
+        self.link.own.store(WRITTEN_AT, self.written, Ordering::SeqCst);
+        if self.link.peer.load(SLEEPING_AT, Ordering::SeqCst) & WANTS_FRAMES != 0 {
             self.ring_bell()?;
         }
         Ok(true)
     }
 
     /// Where a frame of this length goes, if there is room.
-    fn room(&self, frame_len_bytes: usize) -> Result<Option<u64>, Stop> {
-        let read = self.link.peer.load(READ_AT, Ordering::Acquire);
-        let used = self.written.wrapping_sub(read);
-        if used > RING_BYTES as u64 {
-            return Err(Stop::Passed("it says that it read what was never written"));
+    fn room(&mut self, frame_len_bytes: usize) -> Result<Option<u64>, Stop> {
+        let wanted = frame_len_bytes.next_multiple_of(WORD_BYTES) as u64;
+        let fits = |used: u64| wanted <= RING_BYTES as u64 - used;
+        // The peer writes where it has read after each frame: we do not look while we need not.
+        if !fits(self.written - self.read) {
+            let read = self.link.peer.load(READ_AT, Ordering::SeqCst);
+            let used = self.written.wrapping_sub(read);
+            if used > RING_BYTES as u64 {
+                return Err(Stop::Passed("it says that it read what was never written"));
+            }
+            self.read = read;
+            if !fits(used) {
+                return Ok(None);
+            }
         }
-        let fits = frame_len_bytes.next_multiple_of(WORD_BYTES) as u64 <= RING_BYTES as u64 - used;
-        Ok(fits.then_some(self.written))
+        Ok(Some(self.written))
     }
 
     /// Copies bytes to the ring at a position, around its end if need be; the position after them.
     fn put(&self, position: u64, bytes: &[u8]) -> u64 {
+        if bytes.is_empty() {
+            return position;
+        }
         let at = (position % RING_BYTES as u64) as usize;
         let (first, rest) = bytes.split_at(bytes.len().min(RING_BYTES - at));
         self.link.own.copy_in(RING_AT + at, first);
@@ -251,23 +321,13 @@ impl Writer {
     }
 
     fn ring_bell(&mut self) -> Result<(), Stop> {
-        let read = self.link.peer.load(READ_AT, Ordering::Relaxed);
-        if self.rung_at == Some(read) {
+        if !self.bell.must_ring(self.link.peer.load(READ_AT, Ordering::Acquire)) {
             return Ok(());
         }
         // Without room in the socket's queue there are doorbells enough in it.
-        self.packet(&[IoSlice::new(&[0])], None)?;
-        self.rung_at = Some(read);
+        self.link.packet(&[IoSlice::new(&[0])], None)?;
+        self.bell.rung(self.written);
         Ok(())
-    }
-
-    /// Sends a packet; false if there is no room.
-    fn packet(&self, parts: &[IoSlice<'_>], fd: Option<BorrowedFd<'_>>) -> Result<bool, Stop> {
-        match packet::send(&self.link.socket, parts, fd.as_slice(), Wait::No) {
-            Ok(()) => Ok(true),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
-            Err(error) => Err(ended_or(error, Stop::Io)),
-        }
     }
 
     /// Waits until the peer has read something.
@@ -275,18 +335,25 @@ impl Writer {
         if deadline_ns != NEVER_NS && now_ns() >= deadline_ns {
             return Err(Stop::Deadline);
         }
-        // The socket belongs to our reader half, which may be another thread, so no doorbell could tell
-        // us. We look again after a moment: this is the path of a peer that does not keep up.
-        let moment = Duration::from_millis(1);
-        if self.link.ring {
-            std::thread::sleep(moment);
-            if is_ended(&self.link.socket) {
-                return Err(Stop::Ended);
-            }
+        if !self.link.ring {
+            return wait(&self.link.socket, PollFlags::OUT, None, deadline_ns);
+        }
+        // The socket belongs to our reader half, which may be another thread, so a doorbell would not
+        // come to us: we sleep on the word that says how far the peer has read.
+        self.link.own.store(WAITS_AT, WAITS_ASLEEP, Ordering::SeqCst);
+        let has_read = || self.link.peer.load(READ_AT, Ordering::SeqCst) != self.read;
+        let slept = if has_read() {
             Ok(())
         } else {
-            wait(&self.link.socket, PollFlags::OUT, None, deadline_ns)
+            let left = Duration::from_nanos(deadline_ns.saturating_sub(now_ns()));
+            self.link.peer.sleep(READ_AT, self.read as u32, left.min(ROOM_PERIOD))
+        };
+        self.link.own.store(WAITS_AT, 0, Ordering::Relaxed);
+        slept?;
+        if !has_read() && is_ended(&self.link.socket) {
+            return Err(Stop::Ended);
         }
+        Ok(())
     }
 }
 
@@ -296,6 +363,7 @@ pub(crate) struct Reader {
     link: Arc<Link>,
     read: u64,
     lent: VecDeque<(u64, OwnedFd)>,
+    borrowing: Borrowing,
     packet: Vec<u8>,
     /// The receive timeout that the socket has now.
     timeout_ns: u64,
@@ -340,15 +408,19 @@ impl Reader {
         Ok(None)
     }
 
+    /// See [`Link::tell_room`].
+    pub(super) fn tell_room(&self) {
+        self.link.tell_room();
+    }
+
     /// Says that a doorbell is wanted, unless there is something already. For who then waits until the
     /// socket is readable and calls [`Reader::awake`].
     pub(crate) fn asleep(&mut self) -> bool {
         if !self.link.ring {
             return true;
         }
-        self.link.own.store(SLEEPING_AT, WANTS_FRAMES, Ordering::Release);
-        fence(Ordering::SeqCst);
-        if self.available() > 0 {
+        self.link.own.store(SLEEPING_AT, WANTS_FRAMES, Ordering::SeqCst);
+        if self.link.peer.load(WRITTEN_AT, Ordering::SeqCst) != self.read {
             self.link.own.store(SLEEPING_AT, 0, Ordering::Relaxed);
             return false;
         }
@@ -423,6 +495,12 @@ impl Reader {
 
     /// Looks at the ring for a while, where that has paid. Whether something came.
     fn look(&mut self, deadline_ns: u64) -> bool {
+        if self.spin.is_hot() {
+            if self.glance() {
+                return true;
+            }
+            self.spin.was_quick(false);
+        }
         let cpu = cpu::current();
         if cpu != self.cpu {
             self.cpu = cpu;
@@ -434,20 +512,31 @@ impl Reader {
         }
         let began = now_ns();
         let until = began.saturating_add(limit_ns.into()).min(deadline_ns);
+        let mut quick = true;
         loop {
-            for _ in 0..LOOKS {
-                if self.available() > 0 {
-                    self.spin.learn(limit_ns, Some(now_ns() - began));
-                    return true;
-                }
-                std::hint::spin_loop();
+            if self.glance() {
+                self.spin.learn(limit_ns, Some(now_ns() - began));
+                self.spin.was_quick(quick);
+                return true;
             }
+            quick = false;
             // A peer that has come to this CPU cannot run while we look.
             if now_ns() >= until || self.link.peer_cpu() == Some(cpu::current()) {
                 self.spin.learn(limit_ns, None);
                 return false;
             }
         }
+    }
+
+    /// A few looks. Whether something came.
+    fn glance(&self) -> bool {
+        for _ in 0..LOOKS {
+            if self.available() > 0 {
+                return true;
+            }
+            std::hint::spin_loop();
+        }
+        false
     }
 
     /// Prepares for a sleep in `receive`, or sleeps in `poll` where more than one thing or a short time
@@ -516,7 +605,8 @@ impl Reader {
                 if rest.len() != header.len_bytes as usize {
                     return Err(FrameError::Short("body").into());
                 }
-                frame(header, Bytes::copy_from_slice(rest), memory).map(Some)
+                let bytes = Bytes::copy_from_slice(rest);
+                self.frame(header, bytes, memory).map(Some)
             }
             _ => Err(Stop::Passed("a packet that is no doorbell, no frame and lends nothing")),
         }
@@ -546,10 +636,29 @@ impl Reader {
         let mut bytes = vec![0; header.len_bytes as usize];
         self.copy(self.read + HEADER_BYTES as u64, &mut bytes);
         self.read += whole;
-        self.link.own.store(READ_AT, self.read, Ordering::Release);
+        let half = RING_HALF_BYTES as u64;
+        if available > half && available - whole <= half {
+            self.make_room()?;
+        } else {
+            self.link.own.store(READ_AT, self.read, Ordering::Release);
+        }
+        let body = &bytes[usize::from(header.ext_len_bytes)..];
         let memory =
-            if header.flags & flags::LENT == 0 { None } else { self.lent_for(header.call)? };
-        frame(header, bytes.into(), memory).map(Some)
+            if comes_with_memory(&header, body)? { self.lent_for(header.call)? } else { None };
+        self.frame(header, bytes.into(), memory).map(Some)
+    }
+
+    /// Says how far we have read, and wakes a peer that waits for room. Not said for each frame: nobody
+    /// waits while half of the ring is free.
+    fn make_room(&self) -> Result<(), Stop> {
+        self.link.own.store(READ_AT, self.read, Ordering::SeqCst);
+        match self.link.peer.load(WAITS_AT, Ordering::SeqCst) {
+            WAITS_ASLEEP => self.link.own.wake(READ_AT)?,
+            // Without room in the socket's queue there are doorbells enough in it.
+            WAITS_FOR_BELL => drop(self.link.packet(&[IoSlice::new(&[0])], None)?),
+            _ => {}
+        }
+        Ok(())
     }
 
     fn copy(&self, position: u64, out: &mut [u8]) {
@@ -576,27 +685,51 @@ impl Reader {
             }
         }
     }
+
+    /// Puts a frame together: its body may be in memory that was passed.
+    fn frame(
+        &mut self,
+        header: Header,
+        mut bytes: Bytes,
+        memory: Option<OwnedFd>,
+    ) -> Result<Frame, Stop> {
+        let ext = bytes.split_to(header.ext_len_bytes.into());
+        let body = match (header.flags & (flags::LENT | flags::POOLED), memory) {
+            (0, None) => bytes,
+            (0, Some(_)) => return Err(Stop::Passed("memory that no frame speaks of")),
+            (flags::POOLED, memory) => {
+                self.borrowing.take(&Pooled::decode(&bytes)?, memory, &self.link.own)?
+            }
+            (flags::LENT, Some(memory)) => sealed_body(bytes, memory)?,
+            (flags::LENT, None) => {
+                return Err(Stop::Passed("no memory, though its frame says so"));
+            }
+            _ => return Err(Stop::Passed("a body in two places")),
+        };
+        Ok(Frame { header, ext, body })
+    }
 }
 
-/// Puts a frame together: its body may be in memory that was passed.
-fn frame(header: Header, mut bytes: Bytes, memory: Option<OwnedFd>) -> Result<Frame, Stop> {
-    let ext = bytes.split_to(header.ext_len_bytes.into());
-    match (header.flags & flags::LENT != 0, memory) {
-        (false, None) => Ok(Frame { header, ext, body: bytes }),
-        (false, Some(_)) => Err(Stop::Passed("memory that no frame speaks of")),
-        (true, None) => Err(Stop::Passed("no memory, though its frame says so")),
-        (true, Some(memory)) => {
-            let len_bytes = bytes.try_get_u64_le().map_err(|_| FrameError::Short("body"))?;
-            let max = kumo_abi::call::BODY_BYTES_MAX;
-            if !bytes.is_empty() || len_bytes > max {
-                let (len_bytes, max) = (len_bytes as usize, max as usize);
-                return Err(FrameError::Long { what: "lent body", len_bytes, max }.into());
-            }
-            let sealed = Sealed::new(memory, len_bytes as usize);
-            let sealed = sealed.map_err(|_| Stop::Passed("memory that could change"))?;
-            Ok(Frame { header, ext, body: Bytes::from_owner(sealed) })
-        }
+/// Whether memory was sent before a frame that is read from the ring.
+fn comes_with_memory(header: &Header, body: &[u8]) -> Result<bool, Stop> {
+    match header.flags & (flags::LENT | flags::POOLED) {
+        0 => Ok(false),
+        flags::POOLED => Ok(Pooled::decode(body)?.slot_bytes != 0),
+        _ => Ok(true),
     }
+}
+
+/// The body that is sealed in memory; in its frame stands its length.
+fn sealed_body(mut length: Bytes, memory: OwnedFd) -> Result<Bytes, Stop> {
+    let len_bytes = length.try_get_u64_le().map_err(|_| FrameError::Short("body"))?;
+    let max = kumo_abi::call::BODY_BYTES_MAX;
+    if !length.is_empty() || len_bytes > max {
+        let (len_bytes, max) = (len_bytes as usize, max as usize);
+        return Err(FrameError::Long { what: "lent body", len_bytes, max }.into());
+    }
+    let sealed = Sealed::new(memory, len_bytes as usize);
+    let sealed = sealed.map_err(|_| Stop::Passed("memory that could change"))?;
+    Ok(Bytes::from_owner(sealed))
 }
 
 /// Waits for the socket, while `upstream` has not ended, until the deadline.

@@ -1,6 +1,7 @@
 //! What carries frames between two programs, and what is known of a call when a carrier ends.
 
 pub(crate) mod local;
+mod pool;
 pub(crate) mod remote;
 pub(crate) mod tasks;
 
@@ -14,9 +15,11 @@ use kumo_abi::frame::{Extensions, FrameError, Header};
 
 use self::remote::{Facts, Remote};
 use crate::rules::truth::Taken;
+use crate::secure::Tls;
+use crate::time::now_ns;
 
 /// A frame that arrived. Its bytes are a copy: nobody can change them any more.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Frame {
     pub(crate) header: Header,
     pub(crate) ext: Bytes,
@@ -41,6 +44,10 @@ pub(crate) enum Stop {
     /// The peer passed memory or descriptors that are not what they should be.
     #[error("the peer passed what it may not: {0}")]
     Passed(&'static str),
+    /// One side does not believe the other's certificate, or has none itself. Then the callee has taken no
+    /// call, nor will it.
+    #[error("{0}")]
+    Refused(String),
     /// The time is over.
     #[error("the deadline has passed")]
     Deadline,
@@ -120,6 +127,24 @@ impl Writer {
         }
     }
 
+    /// As [`Writer::send`], waiting for so long at most.
+    #[inline]
+    pub(crate) fn send_within(
+        &mut self,
+        header: Header,
+        ext: &[u8],
+        body: &[u8],
+        within_ns: u64,
+    ) -> Result<(), Stop> {
+        if let Writer::Local(writer) = self
+            && writer.try_send(header, ext, body)?
+        {
+            // There nearly always is room: the clock is not looked at for nothing.
+            return Ok(());
+        }
+        self.send(header, ext, body, now_ns() + within_ns)
+    }
+
     /// Sends a frame if there is room for it now.
     pub(crate) fn try_send(
         &mut self,
@@ -167,7 +192,7 @@ impl Reader {
 pub(crate) fn join(
     socket: OwnedFd,
     carrier: Carrier,
-    tls: Option<rustls::Connection>,
+    tls: Option<Tls>,
     facts: Facts,
     deadline_ns: u64,
 ) -> Result<(Arc<Link>, Writer, Reader), Stop> {
@@ -185,11 +210,13 @@ pub(crate) fn join(
 fn remote(
     socket: OwnedFd,
     carrier: Carrier,
-    tls: Option<rustls::Connection>,
+    tls: Option<Tls>,
     facts: Facts,
 ) -> Result<Arc<Remote>, Stop> {
-    if carrier == Carrier::Tls && tls.is_none() {
-        return Err(Stop::Passed("no certificate for TLS"));
-    }
+    debug_assert_eq!(
+        carrier == Carrier::Tls,
+        tls.is_some(),
+        "whoever joins brings TLS or had no need of it"
+    );
     Ok(Arc::new(Remote::new(socket, tls, facts)?))
 }

@@ -17,18 +17,20 @@ use std::sync::atomic::{Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::{Bytes, BytesMut};
-use kumo_abi::control::Connection;
 use kumo_abi::frame::{
     BODY_BYTES_MAX, FRAME_BYTES_MAX, FrameError, HEADER_BYTES, Header, Kind, flags,
 };
 use rustix::event::PollFlags;
 use rustix::net::{Shutdown, shutdown};
+use rustls::AlertDescription;
 use tokio::sync::Notify;
 
 use super::local::wait;
 use super::{Frame, Stop};
 use crate::node::Shared;
+use crate::notices::ConnectionId;
 use crate::rules::truth::Taken;
+use crate::secure::Tls;
 
 /// Bytes that wait to be sent before no more are taken: a few chunks.
 const BACKLOG_BYTES_MAX: usize = 4 * FRAME_BYTES_MAX;
@@ -40,7 +42,7 @@ const ARRIVING_BYTES_MAX: u64 = kumo_abi::call::BODY_BYTES_MAX;
 #[derive(Clone)]
 pub(crate) struct Facts {
     pub(crate) node: Arc<Shared>,
-    pub(crate) connection: Connection,
+    pub(crate) connection: ConnectionId,
     /// Where in the program page receipts go; nothing at a caller, or where no node reads them.
     pub(crate) receipts: Option<u16>,
     /// Whether the peer is told RECEIVED before a handler runs.
@@ -59,7 +61,11 @@ pub(crate) struct Remote {
 
 struct Pipe {
     socket: TcpStream,
-    tls: Option<rustls::Connection>,
+    tls: Option<Tls>,
+    /// Whether a frame, or a part of one, ever arrived.
+    heard: bool,
+    /// Whether one side did not believe the other's certificate.
+    denied: bool,
     /// Bytes to the socket, when there is no TLS to keep them.
     out: BytesMut,
     /// Bytes that arrived and are no whole frame yet.
@@ -77,14 +83,10 @@ struct Arriving {
 }
 
 impl Remote {
-    pub(crate) fn new(
-        socket: OwnedFd,
-        mut tls: Option<rustls::Connection>,
-        facts: Facts,
-    ) -> Result<Remote, Stop> {
+    pub(crate) fn new(socket: OwnedFd, mut tls: Option<Tls>, facts: Facts) -> Result<Remote, Stop> {
         if let Some(tls) = &mut tls {
             // A frame is given to it whole, and the next only when that has left: this is the limit.
-            tls.set_buffer_limit(None);
+            tls.connection.set_buffer_limit(None);
         }
         let duplicate = socket.try_clone()?;
         let socket = TcpStream::from(socket);
@@ -94,6 +96,8 @@ impl Remote {
         let pipe = Pipe {
             socket,
             tls,
+            heard: false,
+            denied: false,
             out: BytesMut::new(),
             arrived: BytesMut::new(),
             arriving: HashMap::new(),
@@ -109,13 +113,18 @@ impl Remote {
     /// The handshake, as far as it goes without waiting; whether it is done, and whether to wait until the socket takes bytes.
     pub(crate) fn handshake(&self) -> Result<(bool, bool), Stop> {
         let mut pipe = self.pipe();
-        let mut flushed = pipe.flush()?;
+        // Of an end, reading says more: perhaps why the other does not believe us.
+        let flush = |pipe: &mut Pipe| match pipe.flush() {
+            Err(Stop::Ended) => Ok(true),
+            flushed => flushed,
+        };
+        let mut flushed = flush(&mut pipe)?;
         while pipe.is_handshaking() {
             if pipe.ended {
                 return Err(Stop::Ended);
             }
             let came = pipe.fill()?;
-            flushed = pipe.flush()?;
+            flushed = flush(&mut pipe)?;
             if !came {
                 break;
             }
@@ -156,11 +165,15 @@ impl Remote {
         true
     }
 
-    /// See [`super::Link::take_back`]. Only our node can know.
+    /// See [`super::Link::take_back`]. Only our node can know, but for this: who does not believe us reads
+    /// no frame of ours.
     pub(crate) fn take_back(&self, id: u64) -> Taken {
+        if self.pipe().denied {
+            return Taken::No;
+        }
         let Facts { node, connection, .. } = &self.facts;
-        match node.notice(*connection) {
-            Some(notice) if notice.taken_known && node.taken(*connection, id) => Taken::Yes,
+        match node.notices.notice(*connection) {
+            Some(notice) if notice.taken_known && node.notices.taken(*connection, id) => Taken::Yes,
             Some(notice) if notice.taken_known => Taken::No,
             _ => Taken::NotKnown,
         }
@@ -291,7 +304,7 @@ pub(crate) fn parts<'a>(
 
 impl Pipe {
     fn is_handshaking(&self) -> bool {
-        self.tls.as_ref().is_some_and(|tls| tls.is_handshaking())
+        self.tls.as_ref().is_some_and(|tls| tls.connection.is_handshaking())
     }
 
     /// Takes the bytes of a frame.
@@ -306,7 +319,7 @@ impl Pipe {
                     self.out.extend_from_slice(part);
                 }
             }
-            Some(tls) => {
+            Some(Tls { connection: tls, .. }) => {
                 // As one piece, so that it becomes as few records as it can.
                 let whole = [&header.encode(), ext, body].concat();
                 tls.writer().write_all(&whole).map_err(Stop::Io)?;
@@ -324,7 +337,7 @@ impl Pipe {
     }
 
     fn flush(&mut self) -> Result<bool, Stop> {
-        if let Some(tls) = &mut self.tls {
+        if let Some(Tls { connection: tls, .. }) = &mut self.tls {
             while tls.wants_write() {
                 match tls.write_tls(&mut self.socket) {
                     Ok(_) => {}
@@ -346,7 +359,7 @@ impl Pipe {
 
     /// Reads what the socket has, once; whether something came.
     fn fill(&mut self) -> Result<bool, Stop> {
-        let Some(tls) = &mut self.tls else {
+        let Some(Tls { connection: tls, .. }) = &mut self.tls else {
             let mut piece = [0; 16 * 1024];
             return match self.socket.read(&mut piece) {
                 Ok(0) => {
@@ -366,24 +379,50 @@ impl Pipe {
                 Ok(false)
             }
             Ok(_) => {
-                let state = tls.process_new_packets().map_err(|error| {
-                    tracing::debug!(%error, "a peer's TLS is refused");
-                    Stop::Passed("its TLS is refused")
-                });
-                // What we have to say to a bad peer is said as well as it can be.
-                let Ok(state) = state else {
-                    let _ = self.flush();
-                    return Err(Stop::Passed("its TLS is refused"));
+                let state = match tls.process_new_packets() {
+                    Ok(state) => state,
+                    Err(error) => {
+                        // What we have to say to a bad peer is said as well as it can be.
+                        let _ = self.flush();
+                        return Err(self.refusal(&error));
+                    }
                 };
                 let before = self.arrived.len();
                 self.arrived.resize(before + state.plaintext_bytes_to_read(), 0);
                 let read = tls.reader().read_exact(&mut self.arrived[before..]);
                 read.map_err(Stop::Io)?;
-                self.flush()?;
+                self.heard |= self.arrived.len() > before;
+                // That nobody reads any more is told after what had arrived, by reading on.
+                let _ = self.flush();
                 Ok(true)
             }
             Err(error) => self.nothing(error),
         }
+    }
+
+    /// What an error of TLS means.
+    fn refusal(&mut self, error: &rustls::Error) -> Stop {
+        let Some(tls) = &self.tls else { return Stop::Passed("TLS without TLS") };
+        let ours = (tls.refused)();
+        let said = match (ours, error) {
+            (Some(why), _) => format!("this program does not believe the other: {why}"),
+            (None, rustls::Error::InvalidCertificate(why)) => {
+                format!("this program does not believe the other's certificate: {why}")
+            }
+            (None, rustls::Error::AlertReceived(alert)) => match disbelief(*alert) {
+                // A certificate is judged before the first frame is read, so who has sent one believed us.
+                Some(why) if !self.heard => {
+                    format!("the other does not believe this program: {why}")
+                }
+                _ => return Stop::Passed("its TLS ended with an alert"),
+            },
+            (None, error) => {
+                tracing::debug!(%error, "a peer's TLS is refused");
+                return Stop::Passed("its TLS is refused");
+            }
+        };
+        self.denied = true;
+        Stop::Refused(said)
     }
 
     fn nothing(&mut self, error: io::Error) -> Result<bool, Stop> {
@@ -412,7 +451,7 @@ impl Pipe {
             let mut whole = self.arrived.split_to(header.frame_len_bytes()).freeze();
             let mut rest = whole.split_off(HEADER_BYTES);
             let ext = rest.split_to(header.ext_len_bytes.into());
-            if header.flags & flags::LENT != 0 {
+            if header.flags & (flags::LENT | flags::POOLED) != 0 {
                 return Err(Stop::Passed("memory across hosts"));
             }
             if header.flags & flags::PARTS != 0 {
@@ -458,6 +497,25 @@ impl Pipe {
             body: body.freeze(),
         }))
     }
+}
+
+/// What an alert says of our certificate; nothing if it is about something else.
+fn disbelief(alert: AlertDescription) -> Option<&'static str> {
+    Some(match alert {
+        AlertDescription::UnknownCA => "its certificate is not of this cluster, or of another host",
+        AlertDescription::CertificateExpired => {
+            "its certificate is not valid at the time that the clock there shows; compare the clocks"
+        }
+        AlertDescription::CertificateRevoked => "its host was evicted from the cluster",
+        AlertDescription::AccessDenied => "it is not who the nodes named",
+        // Of a signature in a handshake: records that cannot be read have another alert.
+        AlertDescription::DecryptError
+        | AlertDescription::BadCertificate
+        | AlertDescription::UnsupportedCertificate
+        | AlertDescription::CertificateUnknown => "its certificate is of no program",
+        AlertDescription::CertificateRequired => "it showed no certificate",
+        _ => return None,
+    })
 }
 
 fn ended_or(error: io::Error) -> Stop {

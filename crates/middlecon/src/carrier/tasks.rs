@@ -13,6 +13,7 @@ use tokio::net::UnixStream;
 
 use super::remote::{Facts, Part, Remote, parts};
 use super::{Frame, Link, Stop, Writer, local, remote};
+use crate::secure::Tls;
 use crate::time::now_ns;
 
 /// A socket as tokio watches it. It is a packet socket: nothing is read or written through this type.
@@ -55,6 +56,7 @@ async fn next_local(
     ring: bool,
 ) -> Result<Frame, Stop> {
     loop {
+        reader.tell_room();
         if let Some(frame) = reader.try_next()? {
             return Ok(frame);
         }
@@ -116,7 +118,7 @@ async fn next_remote(socket: &UnixStream, remote: &Remote) -> Result<Frame, Stop
 pub(crate) async fn join(
     socket: OwnedFd,
     carrier: Carrier,
-    tls: Option<rustls::Connection>,
+    tls: Option<Tls>,
     facts: Facts,
     deadline_ns: u64,
 ) -> Result<(Arc<Link>, Writer, Inbox), Stop> {
@@ -129,7 +131,7 @@ pub(crate) async fn join(
 async fn join_in_time(
     socket: OwnedFd,
     carrier: Carrier,
-    tls: Option<rustls::Connection>,
+    tls: Option<Tls>,
     facts: Facts,
 ) -> Result<(Arc<Link>, Writer, Inbox), Stop> {
     if let Carrier::Local { ring } = carrier {
@@ -175,31 +177,70 @@ pub(crate) async fn send(
     body: &[u8],
     deadline_ns: u64,
 ) -> Result<(), Stop> {
+    send_noting(writer, header, ext, body, deadline_ns, &mut false).await
+}
+
+/// As [`send`]. While `has_begun` is false, also when this was dropped, nothing has left, nor will it.
+pub(crate) async fn send_noting(
+    writer: &Mutex<Writer>,
+    header: Header,
+    ext: &[u8],
+    body: &[u8],
+    deadline_ns: u64,
+    has_begun: &mut bool,
+) -> Result<(), Stop> {
     let is_remote =
         matches!(*writer.lock().unwrap_or_else(PoisonError::into_inner), Writer::Remote(_));
     if !is_remote {
-        return send_part(writer, Part { header, ext, body: body.into() }, deadline_ns).await;
+        let part = Part { header, ext, body: body.into() };
+        return send_part(writer, part, deadline_ns, has_begun).await;
     }
     for part in parts(header, ext, body) {
-        send_part(writer, part, deadline_ns).await?;
+        send_part(writer, part, deadline_ns, has_begun).await?;
     }
     Ok(())
 }
 
-async fn send_part(writer: &Mutex<Writer>, part: Part<'_>, deadline_ns: u64) -> Result<(), Stop> {
+async fn send_part(
+    writer: &Mutex<Writer>,
+    part: Part<'_>,
+    deadline_ns: u64,
+    has_begun: &mut bool,
+) -> Result<(), Stop> {
+    let mut try_send = || {
+        let mut writer = writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let sent = writer.try_send(part.header, part.ext, &part.body);
+        // Of an error nobody knows how far it came.
+        *has_begun |= !matches!(sent, Ok(false));
+        sent
+    };
     loop {
-        let sent = writer.lock().unwrap_or_else(PoisonError::into_inner).try_send(
-            part.header,
-            part.ext,
-            &part.body,
-        )?;
-        if sent {
+        if try_send()? {
             return Ok(());
         }
         if now_ns() >= deadline_ns {
             return Err(Stop::Deadline);
         }
-        // A peer that does not keep up: not the fast path, and no doorbell would come to us here.
-        tokio::time::sleep(Duration::from_millis(1)).await;
+        // A peer that does not keep up: not the fast path. Who waits for room in a ring is told by the task
+        // that receives; for other carriers, and for a peer that does not tell, we look again.
+        let link = match &*writer.lock().unwrap_or_else(PoisonError::into_inner) {
+            Writer::Local(local) => Some(local.link().clone()),
+            Writer::Remote(_) => None,
+        };
+        let again = tokio::time::sleep(Duration::from_millis(1));
+        let Some(link) = link else {
+            again.await;
+            continue;
+        };
+        let mut told = std::pin::pin!(link.room.notified());
+        told.as_mut().enable();
+        link.want_room();
+        if try_send()? {
+            return Ok(());
+        }
+        tokio::select! {
+            () = told => {}
+            () = again => {}
+        }
     }
 }

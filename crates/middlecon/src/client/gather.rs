@@ -10,6 +10,7 @@ use tokio::task::JoinSet;
 use super::tasks::AsyncService;
 use crate::context::{Context, random};
 use crate::error::CallError;
+use crate::time::now_ns;
 
 /// Most members of a group.
 pub const GROUP_MAX: usize = 1_024;
@@ -63,7 +64,7 @@ pub async fn gather(
         let message = format!("a group has at most {GROUP_MAX} members, and this has {size}");
         return Err(CallError::not_executed(Cause::TooLarge, message));
     }
-    let context = Context::current_or_root(budget);
+    let context = Context::current_or_root(budget, now_ns());
     let id = random();
     let mut calls = JoinSet::new();
     for (at, Member { service, method, body }) in members.into_iter().enumerate() {

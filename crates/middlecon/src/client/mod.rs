@@ -5,7 +5,6 @@ pub(crate) mod stream;
 pub(crate) mod tasks;
 pub(crate) mod threads;
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -21,7 +20,8 @@ use crate::carrier::remote::Facts;
 use crate::carrier::{Frame, Link, Stop};
 use crate::context::Context;
 use crate::error::CallError;
-use crate::node::Shared;
+use crate::node::{Held, Shared};
+use crate::program::Names;
 use crate::rules::truth::{Event, Flight};
 use crate::time::now_ns;
 
@@ -48,6 +48,7 @@ struct Prepared {
     name: u16,
     ext: Vec<u8>,
     priority: u8,
+    began_ns: u64,
     deadline_ns: u64,
     wait: bool,
     thread: u32,
@@ -57,14 +58,14 @@ impl Prepared {
     /// Refuses what need not be sent to be known as not executed.
     fn new(
         node: &Shared,
-        service: &ServiceName,
+        names: &Names,
         method: &Method,
         how: How,
         body_len_bytes: usize,
     ) -> Result<Prepared, CallError> {
-        let context = Context::current_or_root(how.budget);
-        let inner = context.inner();
         let began_ns = now_ns();
+        let context = Context::current_or_root(how.budget, began_ns);
+        let inner = context.inner();
         let own_deadline_ns = how.budget.map_or(inner.deadline_ns, |budget| {
             began_ns.saturating_add(u64::try_from(budget.as_nanos()).unwrap_or(u64::MAX))
         });
@@ -100,9 +101,9 @@ impl Prepared {
             .encode(&mut ext)
             .map_err(|error| CallError::not_executed(Cause::TooLarge, error.to_string()))?;
         let priority = how.priority.unwrap_or(inner.priority);
-        let name = node.program.name(service, method);
-        let (method, wait) = (method.clone(), how.wait);
-        Ok(Prepared { context, method, name, ext, priority, deadline_ns, wait, thread: 0 })
+        let name = names.number(&node.program, method);
+        let (method, wait, thread) = (method.clone(), how.wait, 0);
+        Ok(Prepared { context, method, name, ext, priority, began_ns, deadline_ns, wait, thread })
     }
 
     fn open(&self, request: u64, service: &ServiceName) -> Open {
@@ -203,8 +204,13 @@ fn resume(granted: &Granted, service: &ServiceName) -> Resume {
     }
 }
 
-fn facts(node: &Arc<Shared>, granted: &Granted) -> Facts {
-    let (node, connection) = (node.clone(), granted.connection);
+/// A connection was joined when the node that had granted it was no more.
+fn node_began_anew() -> CallError {
+    CallError::not_executed(Cause::Lost, "the node of this host has begun anew meanwhile")
+}
+
+fn facts(held: &Held) -> Facts {
+    let (node, connection) = (held.shared.clone(), held.id);
     Facts { node, connection, receipts: None, says_received: false }
 }
 
@@ -255,6 +261,7 @@ fn cause_of(stop: &Stop) -> Cause {
     match stop {
         Stop::Ended => Cause::Lost,
         Stop::Hostile(_) | Stop::Passed(_) => Cause::Malformed,
+        Stop::Refused(_) => Cause::Denied,
         Stop::Deadline => Cause::Deadline,
         Stop::Cancelled => Cause::Cancelled,
         Stop::Io(_) => Cause::Exhausted,
@@ -264,7 +271,7 @@ fn cause_of(stop: &Stop) -> Cause {
 /// What is said beside a cause.
 fn words(stop: &Stop) -> String {
     match stop {
-        Stop::Hostile(_) | Stop::Passed(_) | Stop::Io(_) => stop.to_string(),
+        Stop::Hostile(_) | Stop::Passed(_) | Stop::Refused(_) | Stop::Io(_) => stop.to_string(),
         Stop::Ended | Stop::Deadline | Stop::Cancelled => String::new(),
     }
 }

@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use super::tasks::{AsyncRequest, AsyncService, Flying, Outcome, Wake};
 use super::{ATTEMPTS_MAX, Prepared, cause_of, words};
 use crate::error::CallError;
-use crate::rules::truth::{Event, Flight, may_retry};
+use crate::rules::truth::{Event, may_retry};
 use crate::time::now_ns;
 
 /// Pieces that are taken before their credit is sent: few frames, and the callee never waits for the last.
@@ -68,8 +68,8 @@ impl AsyncRequest<'_> {
     /// See [`CallError`]: its kind says whether trying again is safe.
     pub async fn stream(self, body: &[u8]) -> Result<Chunks, CallError> {
         let AsyncRequest { service, method, how } = self;
-        let (node, name) = (&service.node.shared, &service.shared.name);
-        let mut prepared = Prepared::new(node, name, method, how, body.len())?;
+        let (node, names) = (&service.node.shared, &service.shared.names);
+        let mut prepared = Prepared::new(node, names, method, how, body.len())?;
         for attempt in 1.. {
             let (line, seat) = service.seat(&prepared).await?;
             let used_before = line.wires.used.swap(true, Ordering::Relaxed);
@@ -184,7 +184,7 @@ impl Chunks {
 
     /// Takes the call back, and says what became of it.
     fn stop(&mut self, cause: Cause, message: String) -> Outcome {
-        let taken = self.flying.give_up();
+        let (mut flight, taken) = self.flying.give_up();
         // An end that came in the last moment is the end.
         while let Ok(piece) = self.pieces.try_recv() {
             match piece {
@@ -193,8 +193,8 @@ impl Chunks {
                 Piece::Chunk(_) => {}
             }
         }
-        let mut flight = Flight::default();
         if self.begun {
+            // Also where the connection's end has taken what was heard.
             flight.step(Event::Received);
         }
         let status = flight.step(Event::Stop(cause, taken)).unwrap_or(Status::Unknown(cause));

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use kumo_abi::call::{CALLS_IN_FLIGHT_MAX, Cause, InstanceId, Method, ServiceName, Status};
-use kumo_abi::control::{Carrier, Connection, FromNode, Granted, ToNode};
+use kumo_abi::control::{FromNode, Granted, ToNode};
 use kumo_abi::frame::{Group, Header, Kind, flags};
 use kumo_abi::page::Notice;
 use tokio::sync::{mpsc, oneshot};
@@ -19,15 +19,18 @@ use tokio::sync::{mpsc, oneshot};
 use super::stream::Piece;
 use super::{
     ATTEMPTS_MAX, How, NOTICE_WAIT_NS, Prepared, cause_of, check_grant, facts, hear, is_good_after,
-    notice_wait_ns, resume, status, words,
+    node_began_anew, notice_wait_ns, resume, status, words,
 };
-use crate::carrier::tasks::{Inbox, join, send};
+use crate::carrier::tasks::{Inbox, join, send, send_noting};
 use crate::carrier::{Frame, Link, Stop, Writer};
 use crate::context::random;
 use crate::error::CallError;
 use crate::node::{Answer, Held, Node, Shared};
+use crate::notices::ConnectionId;
+use crate::program::{Names, Program};
 use crate::rules::pulse::Pulses;
 use crate::rules::truth::{Event, Flight, Taken, may_retry};
+use crate::secure::Other;
 use crate::time::now_ns;
 
 /// Most connections to one service: as many calls on servers that take one at a time.
@@ -49,7 +52,7 @@ pub struct AsyncService {
 }
 
 pub(super) struct ServiceShared {
-    pub(super) name: ServiceName,
+    pub(super) names: Names,
     lines: Mutex<Vec<Arc<Line>>>,
     pulses: Mutex<Waiting>,
     /// Told when no pulse is on its way out any more.
@@ -62,7 +65,7 @@ impl Node {
     /// A service by its name, for tasks. Nothing is asked yet: the first call opens a connection.
     pub fn service_async(&self, name: &ServiceName) -> AsyncService {
         let shared = ServiceShared {
-            name: name.clone(),
+            names: Names::new(name),
             lines: Mutex::default(),
             pulses: Mutex::default(),
             all_sent: tokio::sync::Notify::new(),
@@ -122,7 +125,7 @@ impl AsyncRequest<'_> {
     pub async fn call(self, body: &[u8]) -> Result<Bytes, CallError> {
         let AsyncRequest { service, method, how } = self;
         let shared = &service.shared;
-        let prepared = Prepared::new(&service.node.shared, &shared.name, method, how, body.len())?;
+        let prepared = Prepared::new(&service.node.shared, &shared.names, method, how, body.len())?;
         for attempt in 1.. {
             let (line, seat) = service.seat(&prepared).await?;
             let used_before = line.wires.used.swap(true, Ordering::Relaxed);
@@ -138,7 +141,7 @@ impl AsyncRequest<'_> {
 impl AsyncService {
     /// Its name.
     pub fn name(&self) -> &ServiceName {
-        &self.shared.name
+        self.shared.names.service()
     }
 
     /// Calls a method and waits for its reply, within the budget of the context (30 s at the root).
@@ -195,10 +198,8 @@ impl AsyncService {
         loop {
             let next = {
                 let mut waiting = self.waiting();
-                let next = waiting.pulses.first().cloned();
+                let next = waiting.pulses.take();
                 waiting.is_sending = next.is_some();
-                // Taken out before it is sent: one that comes meanwhile is later, and goes after it.
-                waiting.pulses.sent();
                 next
             };
             let Some((method, body)) = next else {
@@ -206,16 +207,16 @@ impl AsyncService {
                 return;
             };
             let how = How { budget, ..How::default() };
-            let name = &self.shared.name;
+            let names = &self.shared.names;
             let sent = async {
                 let len_bytes = body.len();
-                let prepared = Prepared::new(&self.node.shared, name, &method, how, len_bytes)?;
+                let prepared = Prepared::new(&self.node.shared, names, &method, how, len_bytes)?;
                 let (line, seat) = self.seat(&prepared).await?;
                 line.wires.leave(&seat);
                 line.pulse(&prepared, &body).await
             };
             if let Err(error) = sent.await {
-                tracing::debug!(%error, service = %name, "a pulse was not sent");
+                tracing::debug!(%error, service = %self.name(), "a pulse was not sent");
                 self.waiting().not_sent = Some(error);
             }
         }
@@ -265,27 +266,12 @@ impl AsyncService {
 
     async fn open(&self, prepared: &Prepared) -> Result<Line, CallError> {
         let node = &self.node.shared;
-        let asking = Asking { node, request: node.request() };
-        let open = prepared.open(asking.request, &self.shared.name);
-        let (send, answer) = oneshot::channel();
-        let back = node.clone();
-        node.ask(
-            asking.request,
-            &ToNode::Open(open),
-            Box::new(move |answer| {
-                if let Err(answer) = send.send(answer) {
-                    back.give_back(answer);
-                }
-            }),
-        );
-        let left = Duration::from_nanos(prepared.deadline_ns.saturating_sub(now_ns()));
-        let Ok(Ok(answer)) = tokio::time::timeout(left, answer).await else {
-            let message = "while waiting for the node";
-            return Err(CallError::not_executed(Cause::Deadline, message));
-        };
+        let request = node.request();
+        let open = ToNode::Open(prepared.open(request, self.name()));
+        let answer = node.ask_and_await(request, &open, prepared.deadline_ns).await?;
         match answer {
-            Answer { message: FromNode::Granted(granted), fd: Some(socket) } => {
-                Line::new(node, &self.shared.name, granted, socket, prepared).await
+            Answer { message: FromNode::Granted(granted), fd: Some(socket), held: Some(held) } => {
+                Line::new(self.name(), granted, socket, held, prepared).await
             }
             Answer {
                 message: FromNode::Refused { cause, message, retry_after_ms, path, .. },
@@ -296,34 +282,17 @@ impl AsyncService {
     }
 }
 
-/// A question that is forgotten when nobody waits for its answer any more.
-struct Asking<'a> {
-    node: &'a Arc<Shared>,
-    request: u64,
+/// Places that are free again unless they became those of a connection.
+struct Places<'a> {
+    program: &'a Program,
+    taken: Vec<u32>,
 }
 
-impl Drop for Asking<'_> {
+impl Drop for Places<'_> {
     fn drop(&mut self) {
-        self.node.forget(self.request);
-    }
-}
-
-/// A grant that goes back to the node unless it became a connection.
-struct GoesBack<'a> {
-    node: &'a Arc<Shared>,
-    connection: Connection,
-    places: Vec<u32>,
-    kept: bool,
-}
-
-impl Drop for GoesBack<'_> {
-    fn drop(&mut self) {
-        if !self.kept {
-            self.places.iter().for_each(|place| {
-                self.node.program.clear(*place);
-                self.node.program.leave(*place);
-            });
-            self.node.tell(&ToNode::Closed { connection: self.connection }, None);
+        for place in &self.taken {
+            self.program.clear(*place);
+            self.program.leave(*place);
         }
     }
 }
@@ -344,6 +313,7 @@ pub(super) struct Wires {
     link: Arc<Link>,
     pub(super) writer: Mutex<Writer>,
     granted: Granted,
+    id: ConnectionId,
     state: Mutex<State>,
     ended: AtomicBool,
     draining: AtomicBool,
@@ -511,7 +481,7 @@ impl Wires {
         let cause = match stop {
             Stop::Ended => {
                 let wait_ns = notice_wait_ns(&self.link, u64::MAX);
-                let notice = why_it_ended(&node, self.granted.connection, wait_ns).await;
+                let notice = why_it_ended(&node, self.id, wait_ns).await;
                 notice.map_or(Cause::Lost, |notice| notice.cause)
             }
             ref other => cause_of(other),
@@ -528,10 +498,10 @@ impl Wires {
 }
 
 /// As [`crate::node::why_it_ended`], without blocking.
-async fn why_it_ended(node: &Shared, connection: Connection, wait_ns: u64) -> Option<Notice> {
+async fn why_it_ended(node: &Shared, id: ConnectionId, wait_ns: u64) -> Option<Notice> {
     let until_ns = now_ns() + wait_ns;
     loop {
-        let notice = node.notice(connection);
+        let notice = node.notices.notice(id);
         if notice.is_some() || now_ns() >= until_ns {
             return notice;
         }
@@ -541,62 +511,61 @@ async fn why_it_ended(node: &Shared, connection: Connection, wait_ns: u64) -> Op
 }
 
 impl Line {
+    /// Dropped in any way but as a line, `held` gives the grant back.
     async fn new(
-        node: &Arc<Shared>,
         service: &ServiceName,
         granted: Granted,
         socket: OwnedFd,
+        held: Held,
         prepared: &Prepared,
     ) -> Result<Line, CallError> {
-        let connection = granted.connection;
-        let mut back = GoesBack { node, connection, places: Vec::new(), kept: false };
+        let (node, connection) = (held.shared.clone(), granted.connection);
+        let node = &node;
+        let mut places = Places { program: &node.program, taken: Vec::new() };
         let concurrent = usize::from(granted.concurrent).clamp(1, CALLS_IN_FLIGHT_MAX);
         for _ in 0..concurrent {
             let message = "this program has too many connections";
             let place = node.program.place();
             let place = place.ok_or_else(|| CallError::not_executed(Cause::Exhausted, message))?;
-            back.places.push(place);
+            places.taken.push(place);
         }
         // In flight already: see the client for threads.
         let count = random() >> 7;
         let shown = prepared.in_flight(count << 6, connection, now_ns());
-        node.program.show(back.places[0], &shown);
-        let tls = match granted.carrier {
-            Carrier::Tls => {
-                let own = prepared.context.inner().instance;
-                let certificate = node.certificate_async(own).await;
-                node.tls_client(certificate, service, &granted.peer)
-            }
-            Carrier::Local { .. } | Carrier::Spliced => None,
-        };
-        let facts = facts(node, &granted);
+        node.program.show(places.taken[0], &shown);
+        let (own, other) =
+            (prepared.context.inner().instance, Other::Callee(service, &granted.peer));
+        let tls = node.tls_async(granted.carrier, own, other, prepared.deadline_ns).await?;
+        let facts = facts(&held);
         let joined = join(socket, granted.carrier, tls, facts, prepared.deadline_ns).await;
-        node.program.clear(back.places[0]);
+        node.program.clear(places.taken[0]);
         let (link, writer, inbox) = match joined {
             Ok(joined) => joined,
             Err(stop) => {
                 let notice = match stop {
-                    Stop::Ended => why_it_ended(node, connection, NOTICE_WAIT_NS).await,
+                    Stop::Ended => why_it_ended(node, held.id, NOTICE_WAIT_NS).await,
                     _ => None,
                 };
                 let cause = notice.map_or(cause_of(&stop), |notice| notice.cause);
                 return Err(CallError::not_executed(cause, words(&stop)));
             }
         };
-        let held = Held::new(node, &link, resume(&granted, service));
-        back.kept = true;
+        if !held.joined(&link, resume(&granted, service)) {
+            return Err(node_began_anew());
+        }
         let free = if concurrent == CALLS_IN_FLIGHT_MAX { u64::MAX } else { (1 << concurrent) - 1 };
         let wires = Arc::new(Wires {
             link,
             writer: Mutex::new(writer),
             granted,
+            id: held.id,
             state: Mutex::new(State { free, count, pending: HashMap::new() }),
             ended: AtomicBool::new(false),
             draining: AtomicBool::new(false),
             used: AtomicBool::new(false),
         });
         tokio::spawn(wires.clone().receive(inbox, node.clone()));
-        let places = std::mem::take(&mut back.places);
+        let places = std::mem::take(&mut places.taken);
         let from = prepared.context.inner().instance;
         Ok(Line { wires, from, service: service.clone(), places, held })
     }
@@ -654,6 +623,7 @@ pub(super) struct Flying {
     pub(super) id: u64,
     place: u32,
     pub(super) start_ns: u64,
+    /// Whether anything of it has left, or may have.
     sent: bool,
     pub(super) over: bool,
 }
@@ -673,9 +643,8 @@ impl Flying {
             return Err(Stop::Ended);
         }
         let header = Header { flags, ..prepared.header(&wires.granted, self.id, self.start_ns) };
-        self.sent = true;
-        let sent = send(&wires.writer, header, &prepared.ext, body, prepared.deadline_ns).await;
-        match sent {
+        let (writer, ext, deadline_ns) = (&wires.writer, &prepared.ext, prepared.deadline_ns);
+        match send_noting(writer, header, ext, body, deadline_ns, &mut self.sent).await {
             Ok(()) | Err(Stop::Ended) => Ok(()),
             Err(stop) => Err(stop),
         }
@@ -713,27 +682,29 @@ impl Flying {
         message: String,
         answer: &mut oneshot::Receiver<Outcome>,
     ) -> Outcome {
-        let taken = self.give_up();
+        let (mut flight, taken) = self.give_up();
         // A reply that came in the last moment is a reply.
         if let Ok(result) = answer.try_recv() {
             return result;
         }
-        let mut flight = Flight::default();
         let status = flight.step(Event::Stop(cause, taken)).unwrap_or(Status::Unknown(cause));
         Err(CallError::from_status(status, message))
     }
 
-    /// Nobody waits any more. The place stays taken until the callee has answered.
-    pub(super) fn give_up(&mut self) -> Taken {
+    /// Nobody waits any more. What was heard of it, and whether it was taken. Its place stays taken until the
+    /// callee has answered, unless nothing was sent.
+    pub(super) fn give_up(&mut self) -> (Flight, Taken) {
         self.over = true;
         let wires = &self.line.wires;
         if !self.sent {
             Wires::over(&mut wires.state(), self.id);
-            return Taken::No;
+            return (Flight::default(), Taken::No);
         }
         let taken = wires.link.take_back(self.id);
+        let mut flight = Flight::default();
         if let Some(pending) = wires.state().pending.get_mut(&self.id) {
             pending.wake = None;
+            flight = pending.flight;
         }
         if wires.granted.concurrent <= 1 {
             // A thread serves it, and sees that we are gone by the end of the connection.
@@ -749,7 +720,7 @@ impl Flying {
                 wires.link.end();
             }
         }
-        taken
+        (flight, taken)
     }
 }
 
@@ -764,6 +735,6 @@ impl Drop for Flying {
 
 impl std::fmt::Debug for AsyncService {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "AsyncService({})", self.shared.name)
+        write!(f, "AsyncService({})", self.name())
     }
 }

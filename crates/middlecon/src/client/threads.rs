@@ -12,18 +12,20 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use kumo_abi::call::{Cause, InstanceId, Method, ServiceName, Status};
-use kumo_abi::control::{Carrier, FromNode, Granted, ToNode};
+use kumo_abi::control::{FromNode, Granted, ToNode};
 use kumo_abi::frame::{Header, Kind};
 
 use super::{
     ATTEMPTS_MAX, How, NOTICE_WAIT_NS, Prepared, cause_of, check_grant, facts, hear, is_good_after,
-    notice_wait_ns, resume, status, words,
+    node_began_anew, notice_wait_ns, resume, status, words,
 };
 use crate::carrier::{Link, Reader, Stop, Writer, join};
 use crate::context::random;
 use crate::error::CallError;
-use crate::node::{Held, Node, Shared, why_it_ended};
+use crate::node::{Answer, Held, Node, why_it_ended};
+use crate::program::Names;
 use crate::rules::truth::{Event, Flight, Taken, may_retry};
+use crate::secure::Other;
 use crate::time::now_ns;
 
 /// Idle connections of a service that are kept. Above that they are closed.
@@ -40,14 +42,16 @@ pub struct Service {
 }
 
 struct ServiceShared {
-    name: ServiceName,
-    idle: Mutex<Vec<Connection>>,
+    names: Names,
+    /// In boxes, so that one is taken out and put back by moving a pointer.
+    #[expect(clippy::vec_box, reason = "they are moved in and out for each call")]
+    idle: Mutex<Vec<Box<Connection>>>,
 }
 
 impl Node {
     /// A service by its name. Nothing is asked yet: the first call opens a connection.
     pub fn service(&self, name: &ServiceName) -> Service {
-        let shared = ServiceShared { name: name.clone(), idle: Mutex::default() };
+        let shared = ServiceShared { names: Names::new(name), idle: Mutex::default() };
         Service { node: self.clone(), shared: Arc::new(shared) }
     }
 }
@@ -55,7 +59,7 @@ impl Node {
 impl Service {
     /// Its name.
     pub fn name(&self) -> &ServiceName {
-        &self.shared.name
+        self.shared.names.service()
     }
 
     /// Calls a method and waits for its reply, within the budget of the context (30 s at the root).
@@ -76,7 +80,8 @@ impl Service {
         self.pool().len()
     }
 
-    fn pool(&self) -> MutexGuard<'_, Vec<Connection>> {
+    #[expect(clippy::vec_box, reason = "they are moved in and out for each call")]
+    fn pool(&self) -> MutexGuard<'_, Vec<Box<Connection>>> {
         self.shared.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -116,7 +121,7 @@ impl Request<'_> {
     pub fn call(self, body: &[u8]) -> Result<Bytes, CallError> {
         let Request { service, method, how } = self;
         let node = &service.node.shared;
-        let mut prepared = Prepared::new(node, &service.shared.name, method, how, body.len())?;
+        let mut prepared = Prepared::new(node, &service.shared.names, method, how, body.len())?;
         prepared.thread = thread_id();
         for attempt in 1.. {
             // Where all old ones had ended, the last attempt is not made on one more of them.
@@ -125,7 +130,10 @@ impl Request<'_> {
                 _ => service.connection(&prepared)?,
             };
             let used_before = connection.used;
-            let result = connection.call(&prepared, body);
+            // An idle connection is found in no time; what else there is to do may take some.
+            let at_once = attempt == 1 && used_before;
+            let start_ns = if at_once { prepared.began_ns } else { now_ns() };
+            let result = connection.call(&prepared, body, start_ns);
             connection.used = true;
             if connection.good {
                 let mut idle = service.pool();
@@ -143,7 +151,7 @@ impl Request<'_> {
 
 impl Service {
     /// An idle connection that nobody has said has ended, or a new one.
-    fn connection(&self, prepared: &Prepared) -> Result<Connection, CallError> {
+    fn connection(&self, prepared: &Prepared) -> Result<Box<Connection>, CallError> {
         // A grant is for who asked for it: a handler's calls go out as its service, others as the user.
         let from = prepared.context.inner().instance;
         loop {
@@ -153,27 +161,27 @@ impl Service {
                 at.map(|at| pool.remove(at))
             };
             let Some(mut idle) = idle else { return self.open(prepared) };
-            if self.node.shared.notice(idle.granted.connection).is_none() && idle.is_still_good() {
+            if self.node.shared.notices.notice(idle.held.id).is_none() && idle.is_still_good() {
                 return Ok(idle);
             }
         }
     }
 
-    fn open(&self, prepared: &Prepared) -> Result<Connection, CallError> {
+    fn open(&self, prepared: &Prepared) -> Result<Box<Connection>, CallError> {
         let node = &self.node.shared;
         let request = node.request();
-        let open = prepared.open(request, &self.shared.name);
+        let open = prepared.open(request, self.name());
         let upstream = prepared.context.upstream();
         let answer =
             node.ask_and_wait(request, &ToNode::Open(open), upstream, prepared.deadline_ns)?;
-        match (answer.message, answer.fd) {
-            (FromNode::Granted(granted), Some(socket)) => {
-                let name = self.shared.name.clone();
-                Connection::new(node, name, granted, socket, prepared)
+        match answer {
+            Answer { message: FromNode::Granted(granted), fd: Some(socket), held: Some(held) } => {
+                Connection::new(self.name().clone(), granted, socket, held, prepared).map(Box::new)
             }
-            (FromNode::Refused { cause, message, retry_after_ms, path, .. }, _) => {
-                Err(CallError::NotExecuted { cause, message, path, retry_after_ms })
-            }
+            Answer {
+                message: FromNode::Refused { cause, message, retry_after_ms, path, .. },
+                ..
+            } => Err(CallError::NotExecuted { cause, message, path, retry_after_ms }),
             _ => Err(CallError::not_executed(Cause::Malformed, "the node answered something else")),
         }
     }
@@ -204,47 +212,47 @@ impl Drop for Connection {
 }
 
 impl Connection {
+    /// Dropped in any way but as a connection, `held` gives the grant back.
     fn new(
-        node: &Arc<Shared>,
         service: ServiceName,
         granted: Granted,
         socket: OwnedFd,
+        held: Held,
         prepared: &Prepared,
     ) -> Result<Connection, CallError> {
-        let closed = |error: CallError| {
-            node.tell(&ToNode::Closed { connection: granted.connection }, None);
-            error
-        };
+        let node = &held.shared;
         let Some(place) = node.program.place() else {
             let message = "this program has too many connections";
-            return Err(closed(CallError::not_executed(Cause::Exhausted, message)));
+            return Err(CallError::not_executed(Cause::Exhausted, message));
         };
         // Before both have the other's page no call is sent, so none can be executed. It is in flight
         // already, though: its node shall see who waits for whom, and whether the callee stands still.
         let next_id = random();
         let shown = prepared.in_flight(next_id, granted.connection, now_ns());
         node.program.show(place, &shown);
-        let tls = match granted.carrier {
-            Carrier::Tls => {
-                let own = prepared.context.inner().instance;
-                let certificate = node.certificate(own, prepared.deadline_ns);
-                node.tls_client(certificate, &service, &granted.peer)
-            }
-            Carrier::Local { .. } | Carrier::Spliced => None,
-        };
-        let facts = facts(node, &granted);
+        let own = prepared.context.inner().instance;
+        let other = Other::Callee(&service, &granted.peer);
+        let tls = node.tls(granted.carrier, own, other, prepared.deadline_ns);
+        let tls = tls.inspect_err(|_| {
+            node.program.clear(place);
+            node.program.leave(place);
+        })?;
+        let facts = facts(&held);
         let joined = join(socket, granted.carrier, tls, facts, prepared.deadline_ns);
         node.program.clear(place);
         let (link, writer, reader) = joined.map_err(|stop| {
             node.program.leave(place);
             let notice = match stop {
-                Stop::Ended => why_it_ended(node, granted.connection, NOTICE_WAIT_NS),
+                Stop::Ended => why_it_ended(node, held.id, NOTICE_WAIT_NS),
                 _ => None,
             };
             let cause = notice.map_or(cause_of(&stop), |notice| notice.cause);
-            closed(CallError::not_executed(cause, stop.to_string()))
+            CallError::not_executed(cause, words(&stop))
         })?;
-        let held = Held::new(node, &link, resume(&granted, &service));
+        if !held.joined(&link, resume(&granted, &service)) {
+            node.program.leave(place);
+            return Err(node_began_anew());
+        }
         Ok(Connection {
             writer,
             reader,
@@ -275,11 +283,15 @@ impl Connection {
         false
     }
 
-    fn call(&mut self, prepared: &Prepared, body: &[u8]) -> Result<Bytes, CallError> {
+    fn call(
+        &mut self,
+        prepared: &Prepared,
+        body: &[u8],
+        start_ns: u64,
+    ) -> Result<Bytes, CallError> {
         let id = self.next_id;
         self.next_id = id.wrapping_add(1).max(1);
         check_grant(&self.granted, &self.service, prepared)?;
-        let start_ns = now_ns();
         let header = prepared.header(&self.granted, id, start_ns);
         let program = &self.held.shared.program;
         program.show(self.place, &prepared.in_flight(id, self.granted.connection, start_ns));
@@ -299,7 +311,11 @@ impl Connection {
     ) -> Result<Bytes, CallError> {
         let mut flight = Flight::default();
         let sent = self.writer.send(header, &prepared.ext, body, prepared.deadline_ns);
-        let mut stop = sent.err();
+        let mut stop = match sent {
+            // What the callee's side said before it ended is read first: perhaps that it does not believe us.
+            Err(Stop::Ended) if self.link.is_remote() => None,
+            sent => sent.err(),
+        };
         while stop.is_none() {
             let next = self.reader.next(prepared.context.upstream(), prepared.deadline_ns);
             match next {
@@ -321,7 +337,7 @@ impl Connection {
         let cause = match stop {
             Stop::Ended => {
                 let wait_ns = notice_wait_ns(&self.link, prepared.deadline_ns);
-                let notice = why_it_ended(&self.held.shared, self.granted.connection, wait_ns);
+                let notice = why_it_ended(&self.held.shared, self.held.id, wait_ns);
                 notice.map_or(Cause::Lost, |notice| notice.cause)
             }
             ref other => cause_of(other),
@@ -352,6 +368,6 @@ fn thread_id() -> u32 {
 
 impl std::fmt::Debug for Service {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Service({})", self.shared.name)
+        write!(f, "Service({})", self.name())
     }
 }

@@ -1,7 +1,7 @@
-//! Pulses that wait to be sent: of each method the last one only.
+//! Pulses that wait to be sent, or to be handled: of each method the last one only.
 //!
-//! A pulse never blocks its sender. What cannot leave at once stays here, and a later pulse of the same
-//! method takes its place: it says how something *is*, so only the newest is worth sending.
+//! A pulse never blocks its sender. What cannot leave, or begin, at once stays here, and a later pulse of the
+//! same method takes its place: it says how something *is*, so only the newest is worth having.
 
 use bytes::Bytes;
 use kumo_abi::call::Method;
@@ -10,16 +10,22 @@ use kumo_abi::call::Method;
 pub const PULSES_WAITING_MAX: usize = 64;
 
 /// Pulses that wait, oldest first.
-#[derive(Debug, Default)]
-pub struct Pulses {
-    waiting: Vec<(Method, Bytes)>,
+#[derive(Debug)]
+pub struct Pulses<T = Bytes> {
+    waiting: Vec<(Method, T)>,
     replaced: u64,
     dropped: u64,
 }
 
-impl Pulses {
+impl<T> Default for Pulses<T> {
+    fn default() -> Pulses<T> {
+        Pulses { waiting: Vec::new(), replaced: 0, dropped: 0 }
+    }
+}
+
+impl<T> Pulses<T> {
     /// Adds a pulse in the place of an older one of its method.
-    pub fn put(&mut self, method: &Method, body: Bytes) {
+    pub fn put(&mut self, method: &Method, body: T) {
         if let Some((_, waiting)) = self.waiting.iter_mut().find(|(other, _)| other == method) {
             *waiting = body;
             self.replaced += 1;
@@ -32,16 +38,14 @@ impl Pulses {
         self.waiting.push((method.clone(), body));
     }
 
-    /// The oldest; it stays until [`Pulses::sent`].
-    pub fn first(&self) -> Option<&(Method, Bytes)> {
-        self.waiting.first()
+    /// Takes the oldest out: a pulse that comes from now on is later, and goes after it.
+    pub fn take(&mut self) -> Option<(Method, T)> {
+        (!self.waiting.is_empty()).then(|| self.waiting.remove(0))
     }
 
-    /// The oldest has left.
-    pub fn sent(&mut self) {
-        if !self.waiting.is_empty() {
-            self.waiting.remove(0);
-        }
+    /// Whether one of this method waits.
+    pub fn has(&self, method: &Method) -> bool {
+        self.waiting.iter().any(|(waiting, _)| waiting == method)
     }
 
     /// How many were replaced by newer ones, and how many were dropped.
@@ -64,12 +68,10 @@ mod tests {
         pulses.put(&method("a"), Bytes::from_static(b"1"));
         pulses.put(&method("b"), Bytes::from_static(b"2"));
         pulses.put(&method("a"), Bytes::from_static(b"3"));
-        assert_eq!(pulses.first(), Some(&(method("a"), Bytes::from_static(b"3"))));
-        pulses.sent();
-        assert_eq!(pulses.first(), Some(&(method("b"), Bytes::from_static(b"2"))));
-        pulses.sent();
-        pulses.sent();
-        assert_eq!((pulses.first(), pulses.lost()), (None, (1, 0)));
+        assert!(pulses.has(&method("b")) && !pulses.has(&method("c")));
+        assert_eq!(pulses.take(), Some((method("a"), Bytes::from_static(b"3"))));
+        assert_eq!(pulses.take(), Some((method("b"), Bytes::from_static(b"2"))));
+        assert_eq!((pulses.take(), pulses.lost()), (None, (1, 0)));
     }
 
     #[test]
@@ -78,7 +80,7 @@ mod tests {
         for n in 0..=PULSES_WAITING_MAX {
             pulses.put(&method(&format!("m{n}")), Bytes::new());
         }
-        assert_eq!(pulses.first().map(|(method, _)| method.as_str()), Some("m1"));
+        assert_eq!(pulses.take().map(|(taken, _)| taken), Some(method("m1")));
         assert_eq!(pulses.lost(), (0, 1));
     }
 }

@@ -11,7 +11,7 @@ pub(crate) mod threads;
 use std::any::Any;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -19,9 +19,7 @@ use kumo_abi::call::{
     BODY_BYTES_MAX, CREDIT_MAX, Cause, ERROR_CODE_MAX, InstanceId, Method, MethodPattern,
     Reentrancy, SLOTS_MAX, ServiceName, Status,
 };
-use kumo_abi::control::{
-    Carrier, Connection, End, FromNode, Incoming, Resume, Serve, Serving, ToNode,
-};
+use kumo_abi::control::{Carrier, End, FromNode, Incoming, Resume, Serve, Serving, ToNode};
 use kumo_abi::frame::{Chain, Extensions, FrameError, Header, Kind, message_within};
 use kumo_abi::page::{Side, Span};
 
@@ -31,6 +29,8 @@ use crate::context::{Context, Inner};
 use crate::error::Failure;
 use crate::gate::{Closed, Gate};
 use crate::node::{Accept, Node, NodeError, Shared};
+use crate::notices::ConnectionId;
+use crate::program::Names;
 use crate::time::now_ns;
 
 /// How long a new connection may take to say hello, and a caller to read its answers.
@@ -116,28 +116,31 @@ impl Options {
     }
 }
 
-/// Handlers by the number of their method, and one for all others.
+/// Handlers in the order of the numbers of their methods, and one for all others.
 struct Methods<H> {
-    own: HashMap<u32, (Method, H)>,
+    own: Vec<(u32, Method, H)>,
     any: Option<H>,
 }
 
 impl<H> Default for Methods<H> {
     fn default() -> Methods<H> {
-        Methods { own: HashMap::new(), any: None }
+        Methods { own: Vec::new(), any: None }
     }
 }
 
 impl<H> Methods<H> {
     fn add(&mut self, method: &Method, handler: H) {
-        let former = self.own.insert(method.number(), (method.clone(), handler));
-        let former = former.map(|(former, _)| former);
-        assert!(former.is_none(), "{method} and {former:?} have one number; rename one");
+        let number = method.number();
+        match self.own.binary_search_by_key(&number, |(number, ..)| *number) {
+            Ok(at) => panic!("{method} and {} have one number; rename one", self.own[at].1),
+            Err(at) => self.own.insert(at, (number, method.clone(), handler)),
+        }
     }
 
     fn find(&self, number: u32, method: &str) -> Option<&H> {
-        let own = self.own.get(&number).filter(|(known, _)| known.as_str() == method);
-        own.map(|(_, handler)| handler).or(self.any.as_ref())
+        let at = self.own.binary_search_by_key(&number, |(number, ..)| *number).ok();
+        let own = at.map(|at| &self.own[at]).filter(|(_, known, _)| known.as_str() == method);
+        own.map(|(.., handler)| handler).or(self.any.as_ref())
     }
 }
 
@@ -182,12 +185,15 @@ trait Drains: Send + Sync {
 struct Core<H> {
     node: Arc<Shared>,
     service: ServiceName,
+    names: Names,
+    /// The chain of a call that began at its caller: this server alone.
+    chain: OnceLock<Bytes>,
     serving: Mutex<Option<Serving>>,
     gate: Arc<Gate>,
     reentrancy: Reentrancy,
     methods: Methods<H>,
     draining: AtomicBool,
-    connections: Mutex<HashMap<Connection, Weak<Alive>>>,
+    connections: Mutex<HashMap<ConnectionId, Weak<Alive>>>,
     changed: Condvar,
 }
 
@@ -287,6 +293,8 @@ impl<H> Core<H> {
         Core {
             node: options.node.shared.clone(),
             service: options.service.clone(),
+            names: Names::new(&options.service),
+            chain: OnceLock::new(),
             serving: Mutex::new(None),
             gate: Gate::new(options.slots.min(SLOTS_MAX), options.credit.min(CREDIT_MAX)),
             reentrancy: options.reentrancy,
@@ -301,12 +309,12 @@ impl<H> Core<H> {
         self.serving.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn connections(&self) -> MutexGuard<'_, HashMap<Connection, Weak<Alive>>> {
+    fn connections(&self) -> MutexGuard<'_, HashMap<ConnectionId, Weak<Alive>>> {
         self.connections.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes a place for a connection, so that a crowd of callers does not become a crowd of threads.
-    fn admit(&self, connection: Connection) -> bool {
+    fn admit(&self, connection: ConnectionId) -> bool {
         let mut connections = self.connections();
         let room = connections.len() < CONNECTIONS_MAX && !self.draining.load(Ordering::SeqCst);
         if room {
@@ -315,15 +323,15 @@ impl<H> Core<H> {
         room
     }
 
-    fn left(&self, connection: Connection) {
+    fn left(&self, connection: ConnectionId) {
         self.connections().remove(&connection);
         self.changed.notify_all();
     }
 
-    fn facts(&self, incoming: &Incoming) -> Facts {
+    fn facts(&self, incoming: &Incoming, connection: ConnectionId) -> Facts {
         Facts {
             node: self.node.clone(),
-            connection: incoming.connection,
+            connection,
             receipts: incoming.receipts,
             says_received: incoming.carrier == Carrier::Spliced,
         }
@@ -383,15 +391,25 @@ impl<H> Core<H> {
         link: &Arc<Link>,
         deadline_ns: u64,
     ) -> Context {
-        let mut chain = extensions.chain.bytes().to_vec();
-        Chain::push(&mut chain, serving.instance, &self.service);
+        let lengthened = || {
+            let before = extensions.chain.bytes();
+            let mut chain = Vec::with_capacity(before.len() + 64);
+            chain.extend_from_slice(before);
+            Chain::push(&mut chain, serving.instance, &self.service);
+            Bytes::from(chain)
+        };
+        let chain = if extensions.chain.bytes().is_empty() {
+            self.chain.get_or_init(lengthened).clone()
+        } else {
+            lengthened()
+        };
         Context::new(Inner {
             root: header.root,
             call: header.call,
             hop: header.hop,
             priority: header.priority,
             deadline_ns,
-            chain: chain.into(),
+            chain,
             baggage: extensions.baggage.map(Bytes::copy_from_slice),
             instance: Some(serving.instance),
             // Who sends a pulse does not wait for it, and may be gone by now.
@@ -401,7 +419,7 @@ impl<H> Core<H> {
 
     /// Shows a call that is over.
     fn show(&self, header: &Header, method: &str, start_ns: u64, status: Status) {
-        let Ok(method) = method.parse() else { return };
+        let Some(name) = self.names.number_of(&self.node.program, method) else { return };
         self.node.program.span(Span {
             number: 0,
             root: header.root,
@@ -410,7 +428,7 @@ impl<H> Core<H> {
             start_ns,
             took_ns: now_ns() - start_ns,
             status: status.number(),
-            name: self.node.program.name(&self.service, &method),
+            name,
             hop: header.hop,
             side: Side::Callee,
         });

@@ -16,7 +16,7 @@ use bytes::Bytes;
 use kumo_abi::call::{
     CALLS_IN_FLIGHT_MAX, Cause, Method, MethodPattern, Peer, Reentrancy, ServiceName, Status,
 };
-use kumo_abi::control::{Carrier, Connection, Incoming, Serving, ToNode};
+use kumo_abi::control::{Incoming, Serving};
 use kumo_abi::frame::{Header, Kind, check_method, flags, message_within};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
@@ -24,13 +24,17 @@ use tokio::task::AbortHandle;
 
 use super::stream::{Credit, Outlet};
 use super::{
-    Alive, Core, Methods, No, Options, SERVE_NS_MAX, SLOW_NS_MAX, Server, answer, no, outcome,
+    Alive, Core, Methods, No, Options, RETRY_AFTER_MS, SERVE_NS_MAX, SLOW_NS_MAX, Server, answer,
+    no, outcome,
 };
 use crate::carrier::tasks::{join, send};
 use crate::carrier::{Frame, Link, Stop};
 use crate::context::{Context, Entered, random};
 use crate::error::Failure;
 use crate::node::{Accept, Held, Node, NodeError};
+use crate::notices::ConnectionId;
+use crate::rules::pulse::Pulses;
+use crate::secure::Other;
 use crate::time::{NEVER_NS, now_ns};
 
 /// A call, as its handler sees it.
@@ -170,16 +174,15 @@ struct Tasks {
 }
 
 impl Accept for Tasks {
-    fn accept(self: Arc<Self>, incoming: Incoming, socket: OwnedFd) {
-        let connection = incoming.connection;
+    fn accept(self: Arc<Self>, incoming: Incoming, socket: OwnedFd, held: Held) {
+        let connection = held.id;
         if !self.core.admit(connection) {
-            self.core.node.tell(&ToNode::Closed { connection }, None);
             return;
         }
         let serves = self.clone();
         self.runtime.spawn(async move {
-            let stop = serves.serve(incoming, socket).await;
-            tracing::debug!(connection, %stop, "a caller's connection has ended");
+            let stop = serves.serve(incoming, socket, held).await;
+            tracing::debug!(connection = connection.index, %stop, "a caller's connection has ended");
             serves.core.left(connection);
         });
     }
@@ -199,36 +202,43 @@ pub(super) struct Conversation {
     alive: Arc<Alive>,
     peer: Arc<Peer>,
     methods: Vec<MethodPattern>,
-    connection: Connection,
+    connection: ConnectionId,
     session: Option<Arc<dyn Any + Send + Sync>>,
     running: Mutex<HashMap<u64, AtWork>>,
+    pulses: Mutex<Waiting>,
     _held: Held,
+}
+
+/// Pulses that wait, and whether a task handles them. They take none of the places of calls: a caller may send
+/// as many as it likes, and of each method the last is handled, also when its sender has gone.
+#[derive(Default)]
+struct Waiting {
+    pulses: Pulses<Frame>,
+    is_handling: bool,
 }
 
 impl Tasks {
     /// Serves one connection until it ends; why it did.
-    async fn serve(&self, incoming: Incoming, socket: OwnedFd) -> Stop {
-        let (core, connection) = (&self.core, incoming.connection);
-        let tls = match incoming.carrier {
-            Carrier::Tls => {
-                let certificate = core.node.certificate_async(Some(incoming.instance)).await;
-                core.node.tls_server(certificate, &incoming.peer)
-            }
-            Carrier::Local { .. } | Carrier::Spliced => None,
+    async fn serve(&self, incoming: Incoming, socket: OwnedFd, held: Held) -> Stop {
+        let (core, connection) = (&self.core, held.id);
+        let until_ns = now_ns() + SLOW_NS_MAX;
+        let (own, other) = (Some(incoming.instance), Other::Caller(&incoming.peer));
+        let tls = match core.node.tls_async(incoming.carrier, own, other, until_ns).await {
+            Ok(tls) => tls,
+            Err(error) => return Stop::Refused(error.to_string()),
         };
-        let facts = core.facts(&incoming);
+        let facts = core.facts(&incoming, connection);
         let joined = join(socket, incoming.carrier, tls, facts, now_ns() + SLOW_NS_MAX).await;
         let (link, writer, mut inbox) = match joined {
             Ok(joined) => joined,
-            Err(stop) => {
-                core.node.tell(&ToNode::Closed { connection }, None);
-                return stop;
-            }
+            Err(stop) => return stop,
         };
         let alive = Alive::new(&link, writer);
         core.connections().insert(connection, Arc::downgrade(&alive));
         let Some(serving) = *core.serving() else { return Stop::Ended };
-        let held = Held::new(&core.node, &link, core.resume(&incoming));
+        if !held.joined(&link, core.resume(&incoming)) {
+            return Stop::Ended;
+        }
         let conversation = Arc::new(Conversation {
             core: core.clone(),
             serving,
@@ -238,6 +248,7 @@ impl Tasks {
             methods: incoming.methods,
             connection,
             running: Mutex::default(),
+            pulses: Mutex::default(),
             _held: held,
         });
         let stop = loop {
@@ -274,10 +285,7 @@ impl Conversation {
     fn take_frame(self: &Arc<Conversation>, frame: Frame) -> Result<(), Stop> {
         match frame.header.kind {
             Kind::Call => self.begin(frame),
-            Kind::Pulse => {
-                let header = Header { call: random(), budget_ns: 0, ..frame.header };
-                self.begin(Frame { header, ..frame })
-            }
+            Kind::Pulse => self.pulse(frame),
             Kind::Cancel => {
                 self.cancel(frame.header.call);
                 Ok(())
@@ -307,17 +315,58 @@ impl Conversation {
             return Err(Stop::Passed("more calls than a connection may have, or one id twice"));
         }
         self.alive.busy.store(true, Ordering::SeqCst);
-        let conversation = self.clone();
-        // It cannot be over before it is noted: it takes this lock.
-        let is_stream = frame.header.kind == Kind::Call && frame.header.flags & flags::STREAM != 0;
+        let is_stream = frame.header.flags & flags::STREAM != 0;
         let credit = is_stream.then(Credit::new);
-        let handlers = credit.clone();
+        let (conversation, handlers) = (self.clone(), credit.clone());
+        // It cannot be over before it is noted: it takes this lock.
         let task = tokio::spawn(async move {
             let said = conversation.run(&frame, handlers).await;
             conversation.end(id, said).await;
         });
         running.insert(id, AtWork { task: task.abort_handle(), credit });
         Ok(())
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.pulses.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Handles a pulse, after those that came before it.
+    fn pulse(self: &Arc<Conversation>, frame: Frame) -> Result<(), Stop> {
+        let extensions = frame.extensions()?;
+        let method = check_method(&frame.header, &extensions)?;
+        let method: Method =
+            method.parse().map_err(|_| Stop::Passed("a pulse to what is no method"))?;
+        let header = Header { call: random(), budget_ns: 0, ..frame.header };
+        let mut waiting = self.waiting();
+        waiting.pulses.put(&method, Frame { header, ..frame });
+        if !waiting.is_handling {
+            waiting.is_handling = true;
+            let conversation = self.clone();
+            tokio::spawn(async move { conversation.handle_pulses().await });
+        }
+        Ok(())
+    }
+
+    async fn handle_pulses(self: Arc<Conversation>) {
+        loop {
+            let next = {
+                let mut waiting = self.waiting();
+                let next = waiting.pulses.take();
+                waiting.is_handling = next.is_some();
+                next
+            };
+            let Some((method, frame)) = next else { return };
+            while let Err(no) = self.run(&frame, None).await {
+                // Nobody says it again, so it waits for a place where it costs none, unless there is a newer.
+                let is_newest = !self.waiting().pulses.has(&method);
+                if no.cause != Cause::Busy || !is_newest {
+                    tracing::debug!(cause = %no.cause, %method, "a pulse was dropped");
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(RETRY_AFTER_MS.into())).await;
+            }
+        }
     }
 
     /// Answers a call, unless it was cancelled: then somebody else has.
@@ -422,7 +471,8 @@ impl Conversation {
         // See the server for threads.
         let is_call = header.kind != Kind::Pulse;
         if is_call
-            && (!self.link().take(header.call) || core.node.notice(self.connection).is_some())
+            && (!self.link().take(header.call)
+                || core.node.notices.notice(self.connection).is_some())
         {
             return Err(no(Cause::Cancelled, "its caller has taken it back"));
         }

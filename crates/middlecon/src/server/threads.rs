@@ -9,16 +9,19 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use kumo_abi::call::{Cause, Method, MethodPattern, Peer, Reentrancy, ServiceName, Status};
-use kumo_abi::control::{Carrier, Connection, Incoming, Serving, ToNode};
+use kumo_abi::control::{Incoming, Serving};
 use kumo_abi::frame::{Extensions, Header, Kind, check_method, message_within};
 
 use super::{
-    Alive, Core, Methods, No, Options, SERVE_NS_MAX, SLOW_NS_MAX, Server, answer, no, outcome,
+    Alive, Core, Methods, No, Options, RETRY_AFTER_MS, SERVE_NS_MAX, SLOW_NS_MAX, Server, answer,
+    no, outcome,
 };
 use crate::carrier::{Frame, Link, Reader, Stop, join};
 use crate::context::{Context, random};
 use crate::error::Failure;
 use crate::node::{Accept, Held, Node, NodeError};
+use crate::notices::ConnectionId;
+use crate::secure::Other;
 use crate::time::{NEVER_NS, now_ns};
 
 /// A call, as its handler sees it.
@@ -143,15 +146,14 @@ struct Threads {
 }
 
 impl Accept for Threads {
-    fn accept(self: Arc<Self>, incoming: Incoming, socket: OwnedFd) {
-        let connection = incoming.connection;
-        let node = self.core.node.clone();
+    fn accept(self: Arc<Self>, incoming: Incoming, socket: OwnedFd, held: Held) {
+        let connection = held.id;
         if self.core.admit(connection) {
             let serves = self.clone();
             let thread = std::thread::Builder::new().name(format!("serve {}", self.core.service));
             let started = thread.spawn(move || {
-                let stop = serves.serve(incoming, socket);
-                tracing::debug!(connection, %stop, "a caller's connection has ended");
+                let stop = serves.serve(incoming, socket, held);
+                tracing::debug!(connection = connection.index, %stop, "a caller's connection has ended");
                 serves.core.left(connection);
             });
             if started.is_ok() {
@@ -159,7 +161,6 @@ impl Accept for Threads {
             }
             self.core.left(connection);
         }
-        node.tell(&ToNode::Closed { connection }, None);
     }
 }
 
@@ -171,36 +172,32 @@ struct Conversation<'a> {
     link: Arc<Link>,
     peer: Peer,
     methods: Vec<MethodPattern>,
-    connection: Connection,
+    connection: ConnectionId,
     session: Option<Box<dyn Any + Send>>,
 }
 
 impl Threads {
     /// Serves one connection until it ends; why it did.
-    fn serve(&self, incoming: Incoming, socket: OwnedFd) -> Stop {
-        let connection = incoming.connection;
-        let tls = match incoming.carrier {
-            Carrier::Tls => {
-                let until_ns = now_ns() + SLOW_NS_MAX;
-                let certificate = self.core.node.certificate(Some(incoming.instance), until_ns);
-                self.core.node.tls_server(certificate, &incoming.peer)
-            }
-            Carrier::Local { .. } | Carrier::Spliced => None,
+    fn serve(&self, incoming: Incoming, socket: OwnedFd, held: Held) -> Stop {
+        let connection = held.id;
+        let until_ns = now_ns() + SLOW_NS_MAX;
+        let (own, other) = (Some(incoming.instance), Other::Caller(&incoming.peer));
+        let tls = match self.core.node.tls(incoming.carrier, own, other, until_ns) {
+            Ok(tls) => tls,
+            Err(error) => return Stop::Refused(error.to_string()),
         };
-        let facts = self.core.facts(&incoming);
+        let facts = self.core.facts(&incoming, connection);
         let joined = join(socket, incoming.carrier, tls, facts, now_ns() + SLOW_NS_MAX);
         let (link, writer, mut reader) = match joined {
             Ok(joined) => joined,
-            Err(stop) => {
-                self.core.node.tell(&ToNode::Closed { connection }, None);
-                return stop;
-            }
+            Err(stop) => return stop,
         };
         let alive = Alive::new(&link, writer);
         self.core.connections().insert(connection, Arc::downgrade(&alive));
         let Some(serving) = *self.core.serving() else { return Stop::Ended };
-        let resume = self.core.resume(&incoming);
-        let held = Held::new(&self.core.node, &link, resume);
+        if !held.joined(&link, self.core.resume(&incoming)) {
+            return Stop::Ended;
+        }
         let session = self.session.as_ref().map(|make| make(&incoming.peer));
         let mut conversation = Conversation {
             core: &self.core,
@@ -229,8 +226,8 @@ impl Conversation<'_> {
             // Either whoever drains sees that we are busy, or we see that they drain.
             self.alive.busy.store(true, Ordering::SeqCst);
             let answered = match frame.header.kind {
-                Kind::Call => self.call(&frame),
-                Kind::Pulse => self.pulse(&frame),
+                Kind::Call => self.call(frame),
+                Kind::Pulse => self.pulse(frame),
                 // A cancel of a call that is over already: a connection is in one call at a time.
                 Kind::Cancel | Kind::Hello | Kind::Pong => Ok(()),
                 Kind::Ping => self.send(Header::new(Kind::Pong, frame.header.call), &[], &[]),
@@ -251,31 +248,34 @@ impl Conversation<'_> {
         }
         // A caller that does not read its answers does not hold a thread for long.
         let mut writer = self.alive.writer.lock().unwrap_or_else(PoisonError::into_inner);
-        writer.send(header, ext, body, now_ns() + SLOW_NS_MAX)
+        writer.send_within(header, ext, body, SLOW_NS_MAX)
     }
 
-    fn call(&mut self, frame: &Frame) -> Result<(), Stop> {
-        let deadline_ns = now_ns().saturating_add(frame.header.budget_ns);
-        let extensions = frame.extensions()?;
-        let method = check_method(&frame.header, &extensions)?;
-        match self.run(frame, &extensions, method, deadline_ns) {
-            Ok((status, body)) => self.send(answer(frame.header.call, status), &[], &body),
+    fn call(&mut self, frame: Frame) -> Result<(), Stop> {
+        let came_ns = now_ns();
+        let Frame { header, ext, body } = frame;
+        let deadline_ns = came_ns.saturating_add(header.budget_ns);
+        let extensions = Extensions::decode(&ext)?;
+        let method = check_method(&header, &extensions)?;
+        match self.run(&header, body, &extensions, method, (came_ns, deadline_ns)) {
+            Ok((status, body)) => self.send(answer(header.call, status), &[], &body),
             Err(no) => {
-                let (header, ext) = no.frame(frame.header.call)?;
+                let (header, ext) = no.frame(header.call)?;
                 self.send(header, &ext, message_within(&no.message).as_bytes())
             }
         }
     }
 
-    /// Runs a call, or says why not.
+    /// Runs a call, or says why not. `times` are when it came, and its deadline.
     fn run(
         &mut self,
-        frame: &Frame,
+        header: &Header,
+        body: Bytes,
         extensions: &Extensions<'_>,
         method: &str,
-        deadline_ns: u64,
+        times: (u64, u64),
     ) -> Result<(Status, Bytes), No> {
-        let (core, header) = (self.core, &frame.header);
+        let (core, (came_ns, deadline_ns)) = (self.core, times);
         let (handler, lent) =
             core.check(header, extensions, method, &self.methods, self.serving)?;
         let is_call = header.kind != Kind::Pulse;
@@ -286,7 +286,7 @@ impl Conversation<'_> {
             let upstream = is_call.then(|| self.link.as_fd());
             core.gate.wait(header.hop, header.priority, upstream, deadline_ns)?
         };
-        let start_ns = now_ns();
+        let start_ns = if pass.has_waited() { now_ns() } else { came_ns };
         if start_ns >= deadline_ns {
             return Err(no(Cause::Deadline, "before the handler began"));
         }
@@ -294,13 +294,14 @@ impl Conversation<'_> {
         // From here on the call is taken. A node that ended the connection meanwhile has read receipts,
         // or will find this one; and a caller that took it back is told that it did not run.
         // Of a pulse nobody is told anything, and who sent it may be gone by now.
-        if is_call && (!self.link.take(header.call) || core.node.notice(self.connection).is_some())
+        if is_call
+            && (!self.link.take(header.call) || core.node.notices.notice(self.connection).is_some())
         {
             return Err(no(Cause::Cancelled, "its caller has taken it back"));
         }
         let mut call = Call {
             method,
-            body: frame.body.clone(),
+            body,
             peer: &self.peer,
             context: &context,
             session: self.session.as_deref_mut(),
@@ -313,13 +314,19 @@ impl Conversation<'_> {
     }
 
     /// Runs a pulse: as a call of which nobody hears.
-    fn pulse(&mut self, frame: &Frame) -> Result<(), Stop> {
-        let extensions = frame.extensions()?;
-        let method = check_method(&frame.header, &extensions)?;
-        let header = Header { call: random(), ..frame.header };
-        let frame = Frame { header, ext: frame.ext.clone(), body: frame.body.clone() };
-        if let Err(no) = self.run(&frame, &extensions, method, NEVER_NS) {
-            tracing::debug!(cause = %no.cause, method, "a pulse was dropped");
+    fn pulse(&mut self, frame: Frame) -> Result<(), Stop> {
+        let Frame { header, ext, body } = frame;
+        let extensions = Extensions::decode(&ext)?;
+        let method = check_method(&header, &extensions)?;
+        let header = Header { call: random(), ..header };
+        let times = (now_ns(), NEVER_NS);
+        while let Err(no) = self.run(&header, body.clone(), &extensions, method, times) {
+            // Nobody says it again, so it waits for a place; later ones wait behind it, where they came.
+            if no.cause != Cause::Busy {
+                tracing::debug!(cause = %no.cause, method, "a pulse was dropped");
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(RETRY_AFTER_MS.into()));
         }
         Ok(())
     }

@@ -1,8 +1,10 @@
 //! The smallest honest node: it grants pairs, watches processes, writes notices, shuts what must end.
 //!
-//! What it decides is `middlecon::broker`, as in the real node; here are the sockets and pages. And
+//! What it decides is in [`broker`]; here are the sockets and pages. And
 //! [`Program`], a real process of a role: this test binary itself, run again with an argument.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
+
+mod broker;
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, IoSlice, Write};
@@ -13,6 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
 use std::time::{Duration, Instant};
 
+use broker::{At, Broker, Ending, ProgramId};
 use kumo_abi::call::{Cause, GrantId, InstanceId, MethodPattern, Who};
 use kumo_abi::control::{
     self, Carrier, Certificate, End, FromNode, PACKET_BYTES_MAX, PACKET_FDS_MAX, ServiceState,
@@ -22,7 +25,6 @@ use kumo_abi::page::program::{IN_FLIGHT_MAX, in_flight_at};
 use kumo_abi::page::{InFlight, Notice, RECEIPTS_BYTES, WORD_BYTES, notice, program};
 use kumo_sys::packet::{self, Wait};
 use kumo_sys::{OwnPage, PeerPage};
-use middlecon::broker::{At, Broker, Ending, ProgramId};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{Shutdown, shutdown};
 
@@ -273,7 +275,7 @@ impl Shell {
         }
     }
 
-    fn refuse(&self, to: ProgramId, request: u64, refusal: middlecon::broker::Refusal) {
+    fn refuse(&self, to: ProgramId, request: u64, refusal: broker::Refusal) {
         let message = FromNode::Refused {
             request,
             cause: refusal.cause,

@@ -51,7 +51,7 @@ impl Service {
             .parse()
             .map_err(|_| CallError::not_executed(Cause::Malformed, "a ping has a bad name"))?;
         let how = How { budget: Some(budget), ..How::default() };
-        let mut prepared = Prepared::new(node, &self.shared.name, &method, how, 0)?;
+        let mut prepared = Prepared::new(node, &self.shared.names, &method, how, 0)?;
         prepared.thread = super::thread_id();
         let began = Instant::now();
         let mut connection = self.connection(&prepared)?;
@@ -68,7 +68,7 @@ impl Service {
 
     /// Who answered last, while the connection to it is kept.
     pub fn answerer(&self) -> Option<Answerer> {
-        self.pool().last().map(Connection::answerer)
+        self.pool().last().map(|connection| connection.answerer())
     }
 }
 
@@ -98,8 +98,7 @@ impl Connection {
             let cause = match stop {
                 Stop::Ended => {
                     let wait_ns = notice_wait_ns(&self.link, prepared.deadline_ns);
-                    let connection = self.granted.connection;
-                    let notice = why_it_ended(&self.held.shared, connection, wait_ns);
+                    let notice = why_it_ended(&self.held.shared, self.held.id, wait_ns);
                     notice.map_or(Cause::Lost, |notice| notice.cause)
                 }
                 ref other => cause_of(other),

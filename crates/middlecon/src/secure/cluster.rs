@@ -1,23 +1,22 @@
-//! Whom a program believes on other hosts: the programs of its cluster, and of those the one that the nodes
-//! named.
+//! Whom a program of a cluster believes on other hosts: the programs of its cluster, and of those the one
+//! that the nodes named.
 
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use kumo_abi::HostId;
 use kumo_abi::call::{Peer, ServiceName, Who};
 use kumo_abi::control::Certificate;
+use kumo_abi::{HostId, chain};
 use kumo_pki::program::WantedProgram;
 use kumo_pki::{KeyId, Program, ProgramId, ProgramTls, Trust, tls};
-use middlecon::Secure;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
 use rustls::{ClientConfig, ServerConfig};
 
-use crate::error::chain;
+use super::{Secure, Setup};
 
 /// Believes what the node's certificate says of the cluster.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct OfCluster;
+pub struct OfCluster;
 
 impl Secure for OfCluster {
     fn client(
@@ -25,30 +24,30 @@ impl Secure for OfCluster {
         certificate: &Certificate,
         service: &ServiceName,
         peer: &Peer,
-    ) -> Result<(Arc<ClientConfig>, ServerName<'static>), rustls::Error> {
+    ) -> Result<(Setup<ClientConfig>, ServerName<'static>), rustls::Error> {
         let own = own(certificate)?;
-        let wanted = wanted(&own, &peer.host, program(service)?);
-        Ok((own.client(wanted)?.config, tls::server_name()))
+        let wanted = wanted(&own, &peer.host, Program::Service(service.clone()));
+        Ok((setup(own.client(wanted)?), tls::server_name()))
     }
 
     fn server(
         &self,
         certificate: &Certificate,
         peer: &Peer,
-    ) -> Result<Arc<ServerConfig>, rustls::Error> {
+    ) -> Result<Setup<ServerConfig>, rustls::Error> {
         let own = own(certificate)?;
         let caller = match &peer.who {
-            Who::Service(service) => program(service)?,
+            Who::Service(service) => Program::Service(service.clone()),
             Who::User(uid) => Program::User(*uid),
         };
-        Ok(own.server(wanted(&own, &peer.host, caller))?.config)
+        Ok(setup(own.server(wanted(&own, &peer.host, caller))?))
     }
 }
 
-fn program(service: &ServiceName) -> Result<Program, rustls::Error> {
-    let name = service.as_str().parse();
-    let name = name.map_err(|_| rustls::Error::General(format!("`{service}` is no service")))?;
-    Ok(Program::Service(name))
+/// As TLS reads it, with the reason of a refusal, of which TLS itself tells only the kind.
+fn setup<Config: Send + Sync + 'static>(made: tls::Setup<Config>) -> Setup<Config> {
+    let config = made.config.clone();
+    Setup { config, refused: Box::new(move || made.refused().map(ToString::to_string)) }
 }
 
 fn wanted(own: &ProgramTls, host: &HostId, program: Program) -> WantedProgram {
