@@ -110,7 +110,7 @@ fn write_u(out: &mut Vec<u8>, char: char) {
 /// Whether a character that is not ASCII is escaped: C1 controls, which terminals obey like those of
 /// ASCII; what turns the direction of writing, so that a line shows what it is not; and the line
 /// separators, which a reader of NDJSON might take for the end of a line.
-fn is_escaped(char: char) -> bool {
+pub(crate) fn is_escaped(char: char) -> bool {
     matches!(
         char,
         '\u{80}'..='\u{9f}'

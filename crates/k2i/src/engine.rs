@@ -4,7 +4,7 @@
 //! that began after the question: a thousand questions at once cost two scans. A table never changes;
 //! an answer keeps the one it was made from until its last byte is written.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,8 +13,12 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
 use kumo_abi::events::{EventColumn, EventKind};
+use kumo_abi::files::FileColumn;
 use kumo_abi::proc::{Column, PROC};
-use kumo_abi::{ColumnIndex, Meta, ProcessId, Query, Select, TICK_NS, Value};
+use kumo_abi::relation::OPEN_FILES;
+use kumo_abi::rights::Lines;
+use kumo_abi::sockets::SocketColumn;
+use kumo_abi::{At, ColumnIndex, Meta, ProcessId, Query, Relation, Select, TICK_NS, Value};
 use serde_json::json;
 use tokio::sync::broadcast;
 
@@ -22,10 +26,17 @@ use crate::collect::{Collector, CollectorChoice, CollectorKind, ProcFs, Rung, Sc
 use crate::delta::{CellHash, Seen};
 use crate::encode::{document, write_value};
 use crate::events::{self, Attempt, Event, EventChoice, Events, EventsReport, News};
+use crate::history::{History, HistoryConfig, HistoryError, HistoryReport, Recalled};
+use crate::metrics::Metrics;
 use crate::names::NameCache;
+use crate::pieces::RowWriter;
 use crate::row::{self, Context, rfc3339};
 use crate::select::{Selected, View, parts_of};
+use crate::sockets::{
+    FileParts, FileRows, Joined, OpenFiles, Snapshot, SocketRows, Sockets, socket_lines,
+};
 use crate::table::{Parts, Process, Table};
+use crate::tabular::TableAnswer;
 
 /// CPU use is never measured over less than this: clock ticks of 10 ms would show.
 const CPU_WINDOW_MIN: Duration = Duration::from_millis(500);
@@ -44,10 +55,6 @@ const INTEREST: Duration = Duration::from_secs(60);
 
 /// Questions that wait for each other bring along what was asked for in at least this long.
 const INTEREST_PERIOD: Duration = Duration::from_secs(1);
-
-/// Size of the pieces in which an answer is written. Larger ones save nothing and cost memory for
-/// each of a thousand readers.
-const PIECE_BYTES: usize = 128 * 1024;
 
 /// How to open an engine.
 #[derive(Clone, Debug)]
@@ -85,6 +92,9 @@ pub enum AskError {
     /// Nobody has taken note of those that ended.
     #[error("this host does not know which processes have ended: {0}")]
     NoEvents(String),
+    /// The table of a moment.
+    #[error(transparent)]
+    History(#[from] HistoryError),
 }
 
 /// What to answer, of which processes, and how fresh.
@@ -96,6 +106,8 @@ pub struct Question {
     pub pids: Option<Vec<i32>>,
     /// A scan that began this long before the question will do.
     pub max_age: Duration,
+    /// How command lines are shown, and read by filters and orders.
+    pub lines: Lines,
 }
 
 /// How to write an answer.
@@ -130,6 +142,7 @@ pub struct Engine {
     rungs: Vec<Rung>,
     cheap: bool,
     proc: Arc<ProcFs>,
+    sockets: Sockets,
     scanner: Mutex<Scanner>,
     current: ArcSwapOption<Table>,
     users: NameCache,
@@ -139,9 +152,12 @@ pub struct Engine {
     boot_id: String,
     memory_bytes: u64,
     blocked: Blocked,
+    metrics: Metrics,
     opened: Instant,
     /// Set once, by servers.
     events: OnceLock<Attempt>,
+    /// Set once, by servers that keep it.
+    history: OnceLock<History>,
     /// When somebody last asked, milliseconds after `opened`.
     asked_ms: AtomicU64,
 }
@@ -225,7 +241,12 @@ impl Engine {
     ) -> Result<Engine, OpenError> {
         let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
         let system = rustix::system::sysinfo();
+        let sockets = match collector.kind() {
+            CollectorKind::Recorded => Sockets::nothing(),
+            _ => Sockets::new(config.collector),
+        };
         Ok(Engine {
+            sockets,
             rungs,
             cheap: collector.is_cheap(),
             proc,
@@ -244,8 +265,10 @@ impl Engine {
             boot_id: boot_id.map_err(OpenError::Proc)?.trim().to_owned(),
             memory_bytes: system.totalram as u64 * u64::from(system.mem_unit),
             blocked: Blocked::default(),
+            metrics: Metrics::default(),
             opened: Instant::now(),
             events: OnceLock::new(),
+            history: OnceLock::new(),
             asked_ms: AtomicU64::new(0),
             config,
         })
@@ -258,9 +281,12 @@ impl Engine {
     /// See [`AskError`].
     pub fn ask(&self, question: Question) -> Result<Answer, AskError> {
         if question.query.ended {
-            return self.ask_ended(&question.query);
+            return self.ask_ended(&question.query, question.lines);
         }
-        let Question { query, pids, max_age } = question;
+        if let Some(at) = question.query.at {
+            return self.ask_at(&question.query, at, question.pids.as_deref(), question.lines);
+        }
+        let Question { query, pids, max_age, lines } = question;
         let read = query.columns_read();
         let shown = parts_of(&read);
         // Who wants a few rows pays for the texts of those alone.
@@ -282,31 +308,183 @@ impl Engine {
             _ => table.rows.len(),
         };
         let completer = Completer(Some(self.proc.clone()));
-        let mut view = View::new(self.context(table, &read), completer);
+        let mut context = self.context(table, &read, lines);
+        if Column::COSTLY.iter().any(|column| read.contains(&column.index())) {
+            context.open = Some(self.sockets(max_age)?);
+        }
+        let mut view = View::new(context, completer);
         let (selected, matched) = view.select(&query, candidates);
-        let meta = self.meta(&query, &view.context.table, processes, matched);
+        let mut meta = self.meta(&query, &view.context.table, processes, matched);
+        meta.unseen = view.context.open.as_ref().and_then(|open| open.unseen.in_words());
         let (writer, sorted) = (Writer::new(&meta, &query, shown), !query.sort.is_empty());
         Ok(Answer { meta, view, selected, writer, sorted })
     }
 
-    fn meta(&self, query: &Query, table: &Table, processes: usize, matched: usize) -> Meta {
+    /// Who holds which sockets, and how many open files everybody has: a snapshot that began at most
+    /// `max_age` ago, shared by all who ask. Blocks while it is made; the first one takes a third of a
+    /// second where the kernel has a program to check.
+    ///
+    /// # Errors
+    /// [`AskError::Scan`].
+    pub fn sockets(&self, max_age: Duration) -> Result<Arc<Snapshot>, AskError> {
+        let made = self.sockets.snapshot(&self.proc, max_age);
+        made.map_err(|(collector, source)| AskError::Scan { collector, source })
+    }
+
+    /// The open files of `pids`, or of all processes, one by one, as they are now. Blocks for some 10 µs for
+    /// each of them.
+    ///
+    /// # Errors
+    /// [`AskError::Scan`] where `/proc` cannot be read.
+    pub fn files(&self, pids: Option<&[i32]>, parts: FileParts) -> Result<OpenFiles, AskError> {
+        if self.sockets.is_nothing() {
+            return Ok(OpenFiles::of_nobody());
+        }
+        let all;
+        let pids = if let Some(pids) = pids {
+            pids
+        } else {
+            let failed = |source| AskError::Scan { collector: "proc", source };
+            all = self.proc.pids().map_err(failed)?;
+            &all
+        };
+        Ok(OpenFiles::read(&self.proc, pids, parts))
+    }
+
+    /// Answers a question of one of the tables of [`kumo_abi::relation`] other than that of processes; its
+    /// query is of that table. With `pids`, of these processes only.
+    ///
+    /// # Errors
+    /// See [`AskError`].
+    pub fn ask_open(
+        &self,
+        relation: &Relation,
+        question: &Question,
+    ) -> Result<TableAnswer, AskError> {
+        if relation.schema.name == OPEN_FILES.schema.name {
+            self.ask_files(question)
+        } else {
+            self.ask_sockets(question)
+        }
+    }
+
+    fn ask_sockets(&self, question: &Question) -> Result<TableAnswer, AskError> {
+        let Question { query, pids, max_age, lines } = question;
+        let read = query.columns_read();
+        let of = |column: &ColumnIndex| match SocketColumn::at(*column) {
+            SocketColumn::Of(column) => Some(column),
+            _ => None,
+        };
+        let joined = self.join(read.iter().filter_map(of), *max_age, *lines)?;
+        let mut snapshot = self.sockets(*max_age)?;
+        if let Some(pids) = pids {
+            snapshot = Arc::new(snapshot.of(pids));
+        }
+        let meta = self.open_meta(&snapshot, snapshot.holders.len());
+        let names_users = read.iter().any(|c| SocketColumn::at(*c) == SocketColumn::User);
+        let users = if names_users {
+            self.users.of(snapshot.sockets.iter().filter_map(|held| held.socket.uid))
+        } else {
+            Arc::default()
+        };
+        let rows = SocketRows { snapshot, users, joined };
+        Ok(TableAnswer::new(Box::new(rows), query, meta))
+    }
+
+    fn ask_files(&self, question: &Question) -> Result<TableAnswer, AskError> {
+        let Question { query, pids, max_age, lines } = question;
+        let read = query.columns_read();
+        let of = |column: &ColumnIndex| match FileColumn::at(*column) {
+            FileColumn::Of(column) => Some(column),
+            _ => None,
+        };
+        let joined = self.join(read.iter().filter_map(of), *max_age, *lines)?;
+        let began = Clock::now();
+        let files = self.files(pids.as_deref(), FileParts::of(&read))?;
+        let mut meta = Meta {
+            generation: 0,
+            as_of: rfc3339(i128::from(began.unix_ns)),
+            scan_us: began.began.elapsed().as_micros() as u64,
+            processes: files.holders.len() as u64,
+            ..self.about("proc")
+        };
+        let mut unseen = files.unseen;
+        let sockets = if read.iter().any(|c| FileColumn::at(*c) == FileColumn::Socket) {
+            let snapshot = self.sockets(*max_age)?;
+            unseen.namespaces = snapshot.unseen.namespaces;
+            socket_lines(&files, &snapshot)
+        } else {
+            HashMap::new()
+        };
+        meta.unseen = unseen.in_words();
+        let rows = FileRows { files, sockets, joined };
+        Ok(TableAnswer::new(Box::new(rows), query, meta))
+    }
+
+    /// What rows that belong to processes show of them. The table is read only if they show more than
+    /// they know themselves.
+    fn join(
+        &self,
+        columns: impl Iterator<Item = Column>,
+        max_age: Duration,
+        lines: Lines,
+    ) -> Result<Joined, AskError> {
+        let known = [Column::Dc, Column::Host, Column::Id, Column::Pid, Column::Comm];
+        let columns: Vec<_> =
+            columns.filter(|column| !known.contains(column)).map(Column::index).collect();
+        let table = if columns.is_empty() {
+            let nobody =
+                Clock::now().table(0, CollectorKind::Recorded, Vec::new(), Parts::ALL, None);
+            Arc::new(nobody)
+        } else {
+            self.table(max_age, parts_of(&columns))?
+        };
+        Ok(Joined(self.context(table, &columns, lines)))
+    }
+
+    fn open_meta(&self, snapshot: &Snapshot, processes: usize) -> Meta {
+        Meta {
+            generation: snapshot.generation,
+            as_of: rfc3339(i128::from(snapshot.began_unix_ns)),
+            scan_us: snapshot.scan_us,
+            processes: processes as u64,
+            unseen: snapshot.unseen.in_words(),
+            ..self.about(snapshot.by.name())
+        }
+    }
+
+    /// What every answer says of this host.
+    fn about(&self, collector: &str) -> Meta {
         Meta {
             dc: self.config.dc.clone(),
             host: self.config.host.clone(),
             boot_id: self.boot_id.clone(),
-            collector: table.collector.name().to_owned(),
+            collector: collector.to_owned(),
+            generation: 0,
+            as_of: String::new(),
+            scan_us: 0,
+            processes: 0,
+            matched: 0,
+            columns: Vec::new(),
+            lost: 0,
+            unseen: None,
+        }
+    }
+
+    fn meta(&self, query: &Query, table: &Table, processes: usize, matched: usize) -> Meta {
+        Meta {
             generation: table.generation,
             as_of: rfc3339(i128::from(table.began_unix_ns)),
             scan_us: table.scan_us,
             processes: processes.max(matched) as u64,
             matched: matched as u64,
             columns: query.columns.iter().map(|select| select.name(&PROC)).collect(),
-            lost: 0,
+            ..self.about(table.collector.name())
         }
     }
 
     /// The same of processes that have ended, as far as they are remembered.
-    fn ask_ended(&self, query: &Query) -> Result<Answer, AskError> {
+    fn ask_ended(&self, query: &Query, lines: Lines) -> Result<Answer, AskError> {
         let events = self.taken().map_err(AskError::NoEvents)?;
         let clock = Clock::now();
         let (lives, changes, lost) = events.ended();
@@ -316,12 +494,60 @@ impl Engine {
         let table = Arc::new(clock.table(changes, collector, rows, Parts::ALL, None));
         let read = query.columns_read();
         let count = table.rows.len();
-        let mut view = View::new(self.context(table, &read), Completer(None));
+        let mut view = View::new(self.context(table, &read, lines), Completer(None));
         let (selected, matched) = view.select(query, (0..count).collect());
         let meta = self.meta(query, &view.context.table, count, matched);
         let meta = Meta { lost: lost.exits + lost.overruns, ..meta };
         let writer = Writer::new(&meta, query, parts_of(&read));
         Ok(Answer { meta, view, selected, writer, sorted: !query.sort.is_empty() })
+    }
+
+    /// The same of a moment that was recorded.
+    fn ask_at(
+        &self,
+        query: &Query,
+        at: At,
+        pids: Option<&[i32]>,
+        lines: Lines,
+    ) -> Result<Answer, AskError> {
+        let Some(history) = self.history.get() else {
+            let why = "only a server does: `kumo up` unless it is told --no-history, `k2i` if it is told \
+                       --history-dir DIR";
+            return Err(HistoryError::None(why.to_owned()).into());
+        };
+        let Recalled { table, boot_id } = history.recall(at, &self.boot_id)?;
+        let mut read = query.columns_read();
+        let parts = parts_of(&read);
+        // What processes waited for is known of now alone.
+        read.retain(|column| *column != Column::BlockedOn.index());
+        let candidates = match pids {
+            None => (0..table.rows.len()).collect(),
+            Some(pids) => pids.iter().filter_map(|pid| table.position(*pid)).collect(),
+        };
+        let count = table.rows.len();
+        let mut view = View::new(self.context(table, &read, lines), Completer(None));
+        let (selected, matched) = view.select(query, candidates);
+        let meta = self.meta(query, &view.context.table, count, matched);
+        let meta = Meta { boot_id: boot_id.to_string(), ..meta };
+        let writer = Writer::new(&meta, query, parts);
+        Ok(Answer { meta, view, selected, writer, sorted: !query.sort.is_empty() })
+    }
+
+    /// From now on the table is recorded every now and then. For servers: it starts a thread. Once; what
+    /// is asked for later changes nothing.
+    pub fn keep_history(self: &Arc<Engine>, config: HistoryConfig) {
+        self.history.get_or_init(|| History::begin(config, self));
+    }
+
+    /// What there is to say about what was recorded.
+    pub fn history_report(&self) -> HistoryReport {
+        self.history.get().map_or_else(HistoryReport::default, |kept| kept.report(&self.boot_id))
+    }
+
+    /// The same, and of when each record is.
+    pub fn history_of_all(&self) -> HistoryReport {
+        let all = |kept: &History| kept.report_of_all(&self.boot_id);
+        self.history.get().map_or_else(HistoryReport::default, all)
     }
 
     /// From now on it takes note of processes that begin and end. For servers: it starts a thread, and
@@ -364,7 +590,7 @@ impl Engine {
     }
 
     /// Reads an event as a row of [`EVENTS`](kumo_abi::events::EVENTS): `read` gets what tells a column's
-    /// value, for `columns` only.
+    /// value, for `columns` only. Command lines are whole.
     pub fn read_event<T>(
         &self,
         event: &Event,
@@ -376,7 +602,7 @@ impl Engine {
             EventColumn::Event | EventColumn::At => None,
         };
         let columns: Vec<Column> = columns.iter().filter_map(of).collect();
-        let context = self.event_context(&columns, &event.life.row());
+        let context = self.event_context(&columns, event.life.row(), Lines::Whole);
         let row = &context.table.rows[0];
         let value = |column: ColumnIndex| match EventColumn::at(column) {
             EventColumn::Event => Value::text(event.kind.name()),
@@ -384,6 +610,21 @@ impl Engine {
             EventColumn::Of(column) => row::value(column, row, 0, &context).into_owned(),
         };
         read(&value)
+    }
+
+    /// The last exec of each process that lives or is remembered, from the first on, as rows of a table; and
+    /// for each row when it was, nanoseconds of boot time.
+    pub(crate) fn executed(
+        &self,
+        columns: &[Column],
+        lines: Lines,
+    ) -> Result<(Context, Vec<u64>), AskError> {
+        let (lives, _lost) = self.taken().map_err(AskError::NoEvents)?.executed();
+        let at_ns = lives.iter().filter_map(|life| life.exec_ns).collect();
+        let rows: Vec<_> = lives.iter().map(|life| life.row()).collect();
+        let table = Clock::now().table(0, CollectorKind::Recorded, rows, Parts::ALL, None);
+        let columns: Vec<_> = columns.iter().map(|column| column.index()).collect();
+        Ok((self.context(Arc::new(table), &columns, lines), at_ns))
     }
 
     /// The ends of processes that are remembered, the last `most` of them, the newest first.
@@ -400,12 +641,12 @@ impl Engine {
     }
 
     /// What an event's values are made from beside its process.
-    pub(crate) fn event_context(&self, columns: &[Column], life: &Process) -> Context {
+    pub(crate) fn event_context(&self, columns: &[Column], life: Process, lines: Lines) -> Context {
         let clock = Clock::now();
         let collector = CollectorKind::Recorded;
-        let table = clock.table(0, collector, vec![life.clone()], Parts::ALL, None);
+        let table = clock.table(0, collector, vec![life], Parts::ALL, None);
         let columns: Vec<_> = columns.iter().map(|column| column.index()).collect();
-        self.context(Arc::new(table), &columns)
+        self.context(Arc::new(table), &columns, lines)
     }
 
     /// A table that is fresh enough and has at least `parts` (where they can be read), but for
@@ -415,6 +656,29 @@ impl Engine {
     /// See [`AskError`].
     pub fn table(&self, max_age: Duration, parts: Parts) -> Result<Arc<Table>, AskError> {
         let asked = self.note_question();
+        self.table_since(asked, max_age, parts)
+    }
+
+    /// A table to be recorded. Nobody has asked for it: what is done while somebody does, is not.
+    pub(crate) fn recorded_table(
+        &self,
+        max_age: Duration,
+        parts: Parts,
+    ) -> Result<Arc<Table>, AskError> {
+        self.table_since(Instant::now(), max_age, parts)
+    }
+
+    /// Whether all parts of a row cost little.
+    pub(crate) fn is_cheap(&self) -> bool {
+        self.cheap
+    }
+
+    fn table_since(
+        &self,
+        asked: Instant,
+        max_age: Duration,
+        parts: Parts,
+    ) -> Result<Arc<Table>, AskError> {
         let parts = parts.without(Parts::LATE) | Parts::STAT;
         let fresh =
             |table: &Arc<Table>| table.began + max_age >= asked && table.parts.contains(parts);
@@ -473,6 +737,18 @@ impl Engine {
         self.proc.complete(row, parts);
     }
 
+    /// Who has this number now; `None` for nobody.
+    ///
+    /// # Errors
+    /// [`AskError::Scan`].
+    pub fn identity_of(&self, pid: i32) -> Result<Option<ProcessId>, AskError> {
+        if self.sockets.is_nothing() {
+            let table = self.table(INTEREST, Parts::IDENTITY)?;
+            return Ok(table.position(pid).map(|at| table.rows[at].id()));
+        }
+        Ok(self.proc.one(pid, Parts::IDENTITY).map(|row| row.id()))
+    }
+
     /// Whether this process is there, be it as a zombie.
     pub(crate) fn is_there(&self, id: ProcessId) -> bool {
         self.proc.one(id.pid, Parts::STAT).is_some_and(|row| row.id().same(&id))
@@ -510,6 +786,11 @@ impl Engine {
         &self.boot_id
     }
 
+    /// What is counted for scrapes.
+    pub(crate) fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
     /// What this engine was opened with.
     pub fn config(&self) -> &EngineConfig {
         &self.config
@@ -542,9 +823,15 @@ impl Engine {
         let clock = Clock::now();
         let scan = scanner.collector.scan(&self.proc, parts);
         let collector = scanner.collector.kind();
-        let mut scan =
-            scan.map_err(|source| AskError::Scan { collector: collector.name(), source })?;
+        let mut scan = scan.map_err(|source| {
+            self.metrics.note_failed_scan();
+            AskError::Scan { collector: collector.name(), source }
+        })?;
+        self.metrics.note_scan(clock.began.elapsed());
         keep_times(&mut scan.rows, &mut scanner.times);
+        if let Some(before) = self.current.load_full().filter(|_| !self.cheap) {
+            keep_lines(&mut scan.rows, &before.rows);
+        }
         Ok((clock, scan))
     }
 
@@ -591,7 +878,13 @@ impl Engine {
         let _ = self.blocked.0.set(Box::new(says));
     }
 
-    fn context(&self, table: Arc<Table>, columns: &[usize]) -> Context {
+    /// What the values of rows of `table` are made from beside them, as far as `columns` need it.
+    pub(crate) fn context(
+        &self,
+        table: Arc<Table>,
+        columns: &[ColumnIndex],
+        lines: Lines,
+    ) -> Context {
         let reads = |wanted: &[Column]| wanted.iter().any(|c| columns.contains(&c.index()));
         // Rows that were read without their ids are completed later: the names of all ids are rare
         // enough to be looked up for what the table has.
@@ -611,12 +904,14 @@ impl Engine {
         };
         Context {
             table,
+            open: None,
             blocked_on,
             dc: self.dc.clone(),
             host: self.host.clone(),
             users,
             groups,
             memory_bytes: self.memory_bytes,
+            lines,
         }
     }
 }
@@ -651,15 +946,31 @@ fn keep_times(rows: &mut [Process], times: &mut Vec<Times>) {
     *times = now;
 }
 
+/// A command line that is as it was is the same one again, with what was made of it. Cheap collectors
+/// see to that themselves.
+fn keep_lines(rows: &mut [Process], before: &[Process]) {
+    let mut before = before.iter().peekable();
+    for row in rows {
+        let Some(line) = &mut row.cmdline else { continue };
+        while before.next_if(|one| one.pid < row.pid).is_some() {}
+        let last = before.peek().filter(|one| one.pid == row.pid);
+        if let Some(last) = last.and_then(|one| one.cmdline.as_ref())
+            && last == line
+        {
+            *line = last.clone();
+        }
+    }
+}
+
 /// The clocks at the beginning of a scan.
-struct Clock {
-    began: Instant,
-    boot_ns: u64,
-    unix_ns: u64,
+pub(crate) struct Clock {
+    pub(crate) began: Instant,
+    pub(crate) boot_ns: u64,
+    pub(crate) unix_ns: u64,
 }
 
 impl Clock {
-    fn now() -> Clock {
+    pub(crate) fn now() -> Clock {
         let unix = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
         Clock { began: Instant::now(), boot_ns: boot_ns(), unix_ns: timespec_ns(unix) }
     }
@@ -692,7 +1003,8 @@ pub(crate) fn boot_ns() -> u64 {
     timespec_ns(rustix::time::clock_gettime(rustix::time::ClockId::Boottime))
 }
 
-fn timespec_ns(time: rustix::time::Timespec) -> u64 {
+/// A time as nanoseconds.
+pub(crate) fn timespec_ns(time: rustix::time::Timespec) -> u64 {
     time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }
 
@@ -800,40 +1112,37 @@ impl crate::select::Complete for Completer {
     }
 }
 
+/// A row of an answer, for a reader in this process.
+pub(crate) struct SeenRow<'a> {
+    pub(crate) row: &'a Process,
+    pub(crate) index: usize,
+    pub(crate) context: &'a Context,
+}
+
+impl SeenRow<'_> {
+    /// What a column shows.
+    pub(crate) fn value(&self, column: Column) -> Value<'_> {
+        row::value(column, self.row, self.index, self.context)
+    }
+}
+
 /// Where the writing of an answer is.
 struct Writer {
-    head: Vec<u8>,
+    rows: RowWriter,
     columns: Vec<Select>,
-    /// `{"pid":`, `,"user":` and so on.
-    keys: Vec<Vec<u8>>,
     parts: Parts,
-    next: usize,
-    begun: bool,
 }
 
 impl Writer {
     fn new(meta: &Meta, query: &Query, parts: Parts) -> Writer {
-        let mut head = document(meta);
-        head.pop(); // The closing brace: the rows come before it.
-        head.extend_from_slice(br#","rows":["#);
-        let key = |(index, name): (usize, &String)| {
-            let mut key = vec![if index == 0 { b'{' } else { b',' }];
-            write_value(&mut key, &kumo_abi::Value::text(name));
-            key.push(b':');
-            key
-        };
-        let keys = meta.columns.iter().enumerate().map(key).collect();
-        Writer { head, columns: query.columns.clone(), keys, parts, next: 0, begun: false }
+        Writer { rows: RowWriter::new(meta), columns: query.columns.clone(), parts }
     }
 }
 
 impl Answer {
     /// How many rows it has.
     pub fn len(&self) -> usize {
-        match &self.selected {
-            Selected::Rows(rows) => rows.len(),
-            Selected::Groups(groups) => groups.len(),
-        }
+        self.selected.len()
     }
 
     /// Whether it has no rows.
@@ -843,28 +1152,24 @@ impl Answer {
 
     /// Appends the next piece (tens of KiB) to `out`; `false` when that was the last one.
     pub fn write_next(&mut self, format: Format, out: &mut Vec<u8>) -> bool {
-        let end = out.len() + PIECE_BYTES;
-        if format == Format::Json && !self.writer.begun {
-            out.append(&mut self.writer.head);
+        let Answer { view, selected, writer: Writer { rows, columns, parts }, .. } = self;
+        rows.write_next(format, selected.len(), out, |position, keys, out| {
+            write_row(view, selected, columns, *parts, position, keys, out);
+        })
+    }
+
+    /// Gives each row of a query that is not grouped to `take`, with what its values are made from.
+    pub(crate) fn each_row<E>(
+        &self,
+        mut take: impl FnMut(&SeenRow<'_>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let Selected::Rows(rows) = &self.selected else { return Ok(()) };
+        for index in rows {
+            let mut scratch = None;
+            let row = self.view.row_with(*index, self.writer.parts, &mut scratch);
+            take(&SeenRow { row, index: *index, context: &self.view.context })?;
         }
-        self.writer.begun = true;
-        while self.writer.next < self.len() {
-            if out.len() >= end {
-                return true;
-            }
-            if format == Format::Json && self.writer.next > 0 {
-                out.push(b',');
-            }
-            self.write_row(self.writer.next, out);
-            if format == Format::NdJson {
-                out.push(b'\n');
-            }
-            self.writer.next += 1;
-        }
-        if format == Format::Json {
-            out.extend_from_slice(b"]}");
-        }
-        false
+        Ok(())
     }
 
     /// The whole answer at once, for a reader in this process.
@@ -901,7 +1206,7 @@ impl Answer {
                 }
                 // Behind the identity every key follows another.
                 written.push(b',');
-                written.extend_from_slice(&self.writer.keys[place][1..]);
+                written.extend_from_slice(&self.writer.rows.keys()[place][1..]);
                 written.extend_from_slice(&cell);
             }
             if written.len() > with_identity || cells_before.is_none() {
@@ -932,29 +1237,36 @@ impl Answer {
         head.pop();
         ([&head, &br#","rows":["#[..], &written, b"]}"].concat(), seen)
     }
+}
 
-    fn write_row(&self, position: usize, out: &mut Vec<u8>) {
-        let writer = &self.writer;
-        match &self.selected {
-            Selected::Groups(groups) => {
-                for (key, value) in writer.keys.iter().zip(&groups[position]) {
-                    out.extend_from_slice(key);
-                    write_value(out, value);
-                }
-            }
-            Selected::Rows(rows) => {
-                let index = rows[position];
-                let mut scratch = None;
-                let row = self.view.row_with(index, writer.parts, &mut scratch);
-                for (key, select) in writer.keys.iter().zip(&writer.columns) {
-                    let Select::Column(column) = select else { continue };
-                    out.extend_from_slice(key);
-                    let value = row::value(Column::at(*column), row, index, &self.view.context);
-                    write_value(out, &value);
-                }
+/// Writes one row, but for its last brace.
+fn write_row(
+    view: &View<Completer>,
+    selected: &Selected,
+    columns: &[Select],
+    parts: Parts,
+    position: usize,
+    keys: &[Vec<u8>],
+    out: &mut Vec<u8>,
+) {
+    match selected {
+        Selected::Groups(groups) => {
+            for (key, value) in keys.iter().zip(&groups[position]) {
+                out.extend_from_slice(key);
+                write_value(out, value);
             }
         }
-        out.push(b'}');
+        Selected::Rows(rows) => {
+            let index = rows[position];
+            let mut scratch = None;
+            let row = view.row_with(index, parts, &mut scratch);
+            for (key, select) in keys.iter().zip(columns) {
+                let Select::Column(column) = select else { continue };
+                out.extend_from_slice(key);
+                let value = row::value(Column::at(*column), row, index, &view.context);
+                write_value(out, &value);
+            }
+        }
     }
 }
 
@@ -1048,6 +1360,23 @@ mod tests {
     }
 
     #[test]
+    fn a_line_that_was_read_again_is_the_same_one() {
+        for collector in CollectorKind::LADDER.map(CollectorChoice::Only) {
+            let config = EngineConfig { collector, ..engine().config().clone() };
+            // What does not work here is not tried.
+            let Ok(engine) = Engine::open(config) else { continue };
+            let own = || {
+                let table = engine.table(Duration::ZERO, Parts::CMDLINE).expect("a table");
+                let row = table.position(std::process::id() as i32).expect("we live");
+                table.rows[row].cmdline.clone().expect("we have one")
+            };
+            // We run, so that ours is read again.
+            let (before, after) = (own(), own());
+            assert_eq!(before.argv().as_ptr(), after.argv().as_ptr(), "with {collector:?}");
+        }
+    }
+
+    #[test]
     fn a_record_is_played_back() {
         let live = engine();
         let table = live.table(Duration::ZERO, Parts::EVERY_ROW).expect("a table");
@@ -1091,7 +1420,7 @@ mod tests {
         let text = kumo_abi::QueryText { columns: Some("pid,cpu".into()), ..Default::default() };
         let query = Query::parse(&text, &PROC, "pid").expect("a query");
         let pids = Some(vec![std::process::id() as i32]);
-        let question = Question { query, pids, max_age: Duration::ZERO };
+        let question = Question { query, pids, max_age: Duration::ZERO, lines: Lines::Whole };
         let answer = engine.ask(question).expect("an answer").into_bytes(Format::Json);
         let rows: kumo_abi::Rows = serde_json::from_slice(&answer).expect("what clients read");
         let cpu = rows.rows[0]["cpu"].as_f64().expect("a number in the first answer");

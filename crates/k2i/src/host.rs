@@ -10,6 +10,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::collect::Rung;
 use crate::engine::{AskError, Engine};
@@ -18,7 +19,7 @@ use crate::row::rfc3339;
 use crate::table::Parts;
 
 /// What a host says about itself. Memory in bytes, times in seconds, shares in percent.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct HostReport {
     /// The data centre of the host.
     pub dc: String,
@@ -50,7 +51,7 @@ pub struct HostReport {
 }
 
 /// The kernel of a host, as `uname` tells it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Kernel {
     /// `Linux`.
     pub name: String,
@@ -63,7 +64,7 @@ pub struct Kernel {
 }
 
 /// The present boot of a host.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Boot {
     /// A process identity holds within one boot.
     pub boot_id: String,
@@ -74,7 +75,7 @@ pub struct Boot {
 }
 
 /// The CPUs of a host.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Cpu {
     /// How many are online.
     pub online: u32,
@@ -87,7 +88,7 @@ pub struct Cpu {
 }
 
 /// One CPU and its time since boot.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct OneCpu {
     /// Its number; there are gaps where CPUs are offline.
     pub cpu: u32,
@@ -97,7 +98,7 @@ pub struct OneCpu {
 }
 
 /// Where CPU time went, in seconds since boot. A client that reads twice knows the share between.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct CpuSeconds {
     /// Programs, niced ones aside; guests of virtual machines included.
     pub user: f64,
@@ -139,7 +140,7 @@ impl CpuSeconds {
 }
 
 /// The memory of a host in bytes; 0 where the kernel does not say.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Memory {
     /// What the kernel manages.
     pub total: u64,
@@ -164,7 +165,7 @@ pub struct Memory {
 }
 
 /// Load averages: tasks that ran, wanted to run or waited for storage.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Load {
     /// Over one minute.
     pub avg1: f64,
@@ -175,7 +176,7 @@ pub struct Load {
 }
 
 /// Pressure stall information; null where the kernel has none or it is switched off.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Pressure {
     /// Waits for a CPU.
     pub cpu: Option<Stall>,
@@ -186,7 +187,7 @@ pub struct Pressure {
 }
 
 /// Waits for one resource.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Stall {
     /// At least one task waited.
     pub some: Option<StallShare>,
@@ -195,7 +196,7 @@ pub struct Stall {
 }
 
 /// The share of time that was lost waiting.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct StallShare {
     /// Percent of the last ten seconds.
     pub avg10: f64,
@@ -208,7 +209,7 @@ pub struct StallShare {
 }
 
 /// How many tasks a host has.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Tasks {
     /// Processes, kernel threads included.
     pub processes: u64,
@@ -368,8 +369,8 @@ fn cpu_model() -> Option<String> {
     MODEL.get_or_init(read).clone()
 }
 
-/// This moment, as answers carry it.
-fn now() -> String {
+/// This moment, as answers carry it: RFC 3339, UTC.
+pub fn now() -> String {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
     rfc3339(i128::from(now.tv_sec) * 1_000_000_000 + i128::from(now.tv_nsec))
 }

@@ -6,10 +6,12 @@ use std::sync::Arc;
 
 use kumo_abi::Value;
 use kumo_abi::proc::Column;
+use kumo_abi::rights::Lines;
 
 use crate::cgroup::{self, Placement};
 use crate::engine::BlockedOn;
 use crate::signal::Signal;
+use crate::sockets::Snapshot;
 use crate::table::{End, Parts, Process, Table};
 
 /// Names of ids.
@@ -23,10 +25,15 @@ pub(crate) struct Context {
     pub(crate) host: Arc<str>,
     pub(crate) users: Arc<Names>,
     pub(crate) groups: Arc<Names>,
+    /// Open files and sockets, where they were asked for.
+    pub(crate) open: Option<Arc<Snapshot>>,
     /// What processes wait for, as the node says.
     pub(crate) blocked_on: Arc<BlockedOn>,
     /// All memory of the host, bytes.
     pub(crate) memory_bytes: u64,
+    /// How command lines are shown: whatever reads a value, be it a filter, an order or a group, reads what
+    /// is shown. Else one could ask for secrets letter by letter.
+    pub(crate) lines: Lines,
 }
 
 /// The parts that a column's value is made from.
@@ -34,7 +41,7 @@ pub(crate) fn parts(column: Column) -> Parts {
     use Column as C;
     match column {
         C::Dc | C::Host | C::Pid | C::Ppid | C::BlockedOn => Parts::NONE,
-        C::Id | C::Start | C::Comm | C::Kernel => Parts::IDENTITY,
+        C::Listen | C::OpenFiles | C::Id | C::Start | C::Comm | C::Kernel => Parts::IDENTITY,
         C::Time | C::Utime | C::Stime | C::Minflt | C::Majflt => Parts::TIMES,
         C::Pgrp
         | C::Session
@@ -187,9 +194,9 @@ pub(crate) fn value<'a>(
         C::Rchar => count(row.io.rchar),
         C::Wchar => count(row.io.wchar),
         C::Comm => Value::text(row.comm.as_bytes()),
-        C::Cmdline => command_line(row),
+        C::Cmdline => command_line(row, context.lines),
         C::Argv => match &row.cmdline {
-            Some(line) => Value::TextList(Cow::Borrowed(line.argv())),
+            Some(line) => Value::TextList(Cow::Borrowed(line.shown(context.lines).argv())),
             None => Value::TextList(Cow::Borrowed(b"")),
         },
         C::Exe => late(row, |late| late.exe.as_deref()),
@@ -238,6 +245,14 @@ pub(crate) fn value<'a>(
         C::EndedAt | C::Lifetime | C::ExitCode | C::ExitSignal | C::MaxRss => {
             row.end.as_deref().map_or(Value::Null, |end| ending(column, row, end, &context.table))
         }
+        C::Listen => {
+            let ports = context.open.as_ref().and_then(|open| open.listening(row.id()));
+            ports.map_or(Value::Null, Value::owned_text)
+        }
+        C::OpenFiles => {
+            let files = context.open.as_ref().and_then(|open| open.open_files(row.id()));
+            files.map_or(Value::Null, int)
+        }
         C::CmdlineCut => Value::Bool(row.cmdline_cut),
     }
 }
@@ -263,11 +278,11 @@ pub(crate) fn moment<'a>(boot_ns: u64, table: &Table) -> Value<'a> {
     Value::owned_text(rfc3339(i128::from(table.began_unix_ns) - age_ns))
 }
 
-fn int<'a>(number: impl Into<i64>) -> Value<'a> {
+pub(crate) fn int<'a>(number: impl Into<i64>) -> Value<'a> {
     Value::Int(number.into())
 }
 
-fn count<'a>(number: u64) -> Value<'a> {
+pub(crate) fn count<'a>(number: u64) -> Value<'a> {
     Value::Int(i64::try_from(number).unwrap_or(i64::MAX))
 }
 
@@ -288,7 +303,7 @@ fn hex<'a>(bits: u64) -> Value<'a> {
     Value::owned_text(format!("{bits:016x}"))
 }
 
-fn name(id: u32, names: &Names) -> Value<'_> {
+pub(crate) fn name(id: u32, names: &Names) -> Value<'_> {
     names.get(&id).map_or_else(|| Value::owned_text(id.to_string()), |name| Value::text(&**name))
 }
 
@@ -305,8 +320,8 @@ fn placement(row: &Process) -> Placement<'_> {
 
 /// The command line. Kernel threads and zombies have none: their name in brackets stands for it, as in
 /// ps.
-fn command_line(row: &Process) -> Value<'_> {
-    let Some(line) = &row.cmdline else {
+fn command_line(row: &Process, lines: Lines) -> Value<'_> {
+    let Some(line) = row.cmdline.as_ref().map(|line| line.shown(lines)) else {
         let defunct: &[u8] = if row.state == b'Z' { b" <defunct>" } else { b"" };
         return Value::owned_text([b"[", row.comm.as_bytes(), b"]", defunct].concat());
     };
@@ -467,7 +482,7 @@ mod tests {
     fn command_lines() {
         let line = |argv: Option<&[u8]>, state| {
             let row = Process { cmdline: argv.map(CommandLine::new), ..process(state) };
-            match command_line(&row) {
+            match command_line(&row, Lines::Whole) {
                 Value::Text(text) => String::from_utf8_lossy(&text).into_owned(),
                 other => panic!("{other:?} is no text"),
             }

@@ -9,8 +9,9 @@ use std::cell::OnceCell;
 use std::cmp::Ordering;
 use std::collections::HashMap;
 
-use kumo_abi::proc::Column;
-use kumo_abi::{Aggregate, ColumnIndex, Kind, Query, Select, SortKey, Value};
+use kumo_abi::proc::{Column, PROC};
+use kumo_abi::rights::Lines;
+use kumo_abi::{Aggregate, ColumnIndex, Kind, Query, Schema, Select, SortKey, Value};
 
 use crate::encode::write_value;
 use crate::row::{self, Context};
@@ -91,7 +92,7 @@ impl<F: Complete> View<F> {
             let missing = self.missing(row, parts);
             if !missing.is_empty() {
                 let mut copy = self.completed_copy(row, missing);
-                cut_line(&mut copy);
+                cut_line(&mut copy, self.context.lines);
                 self.completed.insert(*index, copy);
             }
         }
@@ -133,7 +134,7 @@ impl<F: Complete> View<F> {
             if matches {
                 passed.push(index);
                 kept.extend(completed.into_inner().map(|mut row| {
-                    cut_line(&mut row);
+                    cut_line(&mut row, self.context.lines);
                     forget_line(&mut row);
                     (index, row)
                 }));
@@ -145,99 +146,136 @@ impl<F: Complete> View<F> {
 
     /// Sorts and cuts to the limit. Equal rows keep the order of the table, which is by pid.
     fn sort(&self, query: &Query, rows: &mut Vec<usize>) {
-        let limit = query.limit.map_or(usize::MAX, |limit| limit as usize);
-        if !query.sort.is_empty() {
-            let key = |index: usize| -> Vec<Value<'_>> {
-                let column = |key: &SortKey| sort_column(key).map(|c| self.value(c, index));
-                query.sort.iter().filter_map(column).collect()
-            };
-            let mut keyed: Vec<(Vec<Value<'_>>, usize)> =
-                rows.iter().map(|index| (key(*index), *index)).collect();
-            let order = |a: &(Vec<Value<'_>>, usize), b: &(Vec<Value<'_>>, usize)| {
-                compare(&query.sort, &a.0, &b.0).then(a.1.cmp(&b.1))
-            };
-            if limit < keyed.len() {
-                // Only the first rows are wanted: the rest need no order among themselves.
-                keyed.select_nth_unstable_by(limit, order);
-                keyed.truncate(limit);
-            }
-            keyed.sort_unstable_by(order);
-            *rows = keyed.into_iter().map(|(_, index)| index).collect();
-        }
-        rows.truncate(limit);
+        sort_rows(query, rows, |column, index| self.value(column, index));
     }
 
     fn group(&self, query: &Query, rows: &[usize]) -> Vec<Vec<Value<'static>>> {
         let parts = parts_of(&query.columns_read());
-        let mut index_of: HashMap<Vec<u8>, usize> = HashMap::new();
-        let mut groups: Vec<Vec<Value<'static>>> = Vec::new();
-        let mut key = Vec::new();
-        if query.group.is_empty() {
-            // All rows are one group, even when there are none: their count is 0.
-            groups.push(query.columns.iter().map(|select| initial(*select)).collect());
-            index_of.insert(Vec::new(), 0);
-        }
-        for index in rows {
+        group_rows(query, &PROC, rows, |index, take| {
             let mut scratch = None;
-            let row = self.row_with(*index, parts, &mut scratch);
-            let value =
-                |column: ColumnIndex| row::value(Column::at(column), row, *index, &self.context);
-            // Values are compared as they are written: a key that looks the same is the same.
-            key.clear();
-            for column in &query.group {
-                write_value(&mut key, &value(*column));
-                key.push(0);
-            }
-            let group = *index_of.entry(key.clone()).or_insert_with(|| {
-                let start = |select: &Select| match select {
-                    Select::Column(column) => value(*column).into_owned(),
-                    Select::Aggregate(_) => initial(*select),
-                };
-                groups.push(query.columns.iter().map(start).collect());
-                groups.len() - 1
-            });
-            for (cell, select) in groups[group].iter_mut().zip(&query.columns) {
-                match select {
-                    Select::Column(_) => {}
-                    Select::Aggregate(Aggregate::Count) => add(cell, &Value::Int(1)),
-                    Select::Aggregate(Aggregate::Sum(column)) => {
-                        add(cell, &value(*column));
-                    }
-                    Select::Aggregate(Aggregate::Max(column)) => {
-                        let value = value(*column);
-                        if value.order(cell) == Ordering::Greater {
-                            *cell = value.into_owned();
-                        }
+            let row = self.row_with(index, parts, &mut scratch);
+            take(&|column| row::value(Column::at(column), row, index, &self.context));
+        })
+    }
+}
+
+impl Selected {
+    /// How many rows the answer has.
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Selected::Rows(rows) => rows.len(),
+            Selected::Groups(groups) => groups.len(),
+        }
+    }
+}
+
+/// Sorts rows, which are numbers, and cuts them to the limit. Equal ones keep the order of their numbers.
+pub(crate) fn sort_rows<'t>(
+    query: &Query,
+    rows: &mut Vec<usize>,
+    value: impl Fn(ColumnIndex, usize) -> Value<'t>,
+) {
+    let limit = query.limit.map_or(usize::MAX, |limit| limit as usize);
+    if !query.sort.is_empty() {
+        let key = |index: usize| -> Vec<Value<'t>> {
+            let column = |key: &SortKey| sort_column(key).map(|column| value(column, index));
+            query.sort.iter().filter_map(column).collect()
+        };
+        let mut keyed: Vec<(Vec<Value<'t>>, usize)> =
+            rows.iter().map(|index| (key(*index), *index)).collect();
+        let order = |a: &(Vec<Value<'_>>, usize), b: &(Vec<Value<'_>>, usize)| {
+            compare(&query.sort, &a.0, &b.0).then(a.1.cmp(&b.1))
+        };
+        if limit < keyed.len() {
+            // Only the first rows are wanted: the rest need no order among themselves.
+            keyed.select_nth_unstable_by(limit, order);
+            keyed.truncate(limit);
+        }
+        keyed.sort_unstable_by(order);
+        *rows = keyed.into_iter().map(|(_, index)| index).collect();
+    }
+    rows.truncate(limit);
+}
+
+/// What tells the values of one row.
+type RowValue<'r> = dyn Fn(ColumnIndex) -> Value<'r> + 'r;
+
+/// Puts rows into groups, sorts those and cuts them to the limit. `with_row` hands over what tells the
+/// values of a row.
+pub(crate) fn group_rows(
+    query: &Query,
+    schema: &Schema,
+    rows: &[usize],
+    with_row: impl Fn(usize, &mut dyn FnMut(&RowValue<'_>)),
+) -> Vec<Vec<Value<'static>>> {
+    let mut index_of: HashMap<Vec<u8>, usize> = HashMap::new();
+    let mut groups: Vec<Vec<Value<'static>>> = Vec::new();
+    let mut key = Vec::new();
+    if query.group.is_empty() {
+        // All rows are one group, even when there are none: their count is 0.
+        groups.push(query.columns.iter().map(|select| initial(*select, schema)).collect());
+        index_of.insert(Vec::new(), 0);
+    }
+    let mut take = |value: &RowValue<'_>| {
+        // Values are compared as they are written: a key that looks the same is the same.
+        key.clear();
+        for column in &query.group {
+            write_value(&mut key, &value(*column));
+            key.push(0);
+        }
+        let group = *index_of.entry(key.clone()).or_insert_with(|| {
+            let start = |select: &Select| match select {
+                Select::Column(column) => value(*column).into_owned(),
+                Select::Aggregate(_) => initial(*select, schema),
+            };
+            groups.push(query.columns.iter().map(start).collect());
+            groups.len() - 1
+        });
+        for (cell, select) in groups[group].iter_mut().zip(&query.columns) {
+            match select {
+                Select::Column(_) => {}
+                Select::Aggregate(Aggregate::Count) => add(cell, &Value::Int(1)),
+                Select::Aggregate(Aggregate::Sum(column)) => {
+                    add(cell, &value(*column));
+                }
+                Select::Aggregate(Aggregate::Max(column)) => {
+                    let value = value(*column);
+                    if value.order(cell) == Ordering::Greater {
+                        *cell = value.into_owned();
                     }
                 }
             }
         }
-        for cell in groups.iter_mut().flatten() {
-            if let Value::Float(sum) = cell {
-                // A sum of rounded values has no more than their places.
-                *sum = (*sum * 1e6).round() / 1e6;
-            }
-        }
-        let sort_cells: Vec<usize> = query
-            .sort
-            .iter()
-            .filter_map(|key| query.columns.iter().position(|select| *select == key.select))
-            .collect();
-        let keys = |group: &Vec<Value<'static>>| -> Vec<Value<'static>> {
-            sort_cells.iter().map(|cell| group[*cell].clone()).collect()
-        };
-        groups.sort_by(|a, b| compare(&query.sort, &keys(a), &keys(b)));
-        groups.truncate(query.limit.map_or(usize::MAX, |limit| limit as usize));
-        groups
+    };
+    for index in rows {
+        with_row(*index, &mut take);
     }
+    for cell in groups.iter_mut().flatten() {
+        if let Value::Float(sum) = cell {
+            // A sum of rounded values has no more than their places.
+            *sum = (*sum * 1e6).round() / 1e6;
+        }
+    }
+    let sort_cells: Vec<usize> = query
+        .sort
+        .iter()
+        .filter_map(|key| query.columns.iter().position(|select| *select == key.select))
+        .collect();
+    let keys = |group: &Vec<Value<'static>>| -> Vec<Value<'static>> {
+        sort_cells.iter().map(|cell| group[*cell].clone()).collect()
+    };
+    groups.sort_by(|a, b| compare(&query.sort, &keys(a), &keys(b)));
+    groups.truncate(query.limit.map_or(usize::MAX, |limit| limit as usize));
+    groups
 }
 
-/// Cuts a command line that is too long for a table: its beginning is enough to sort by. Such a row
-/// has the part and says that the line is long; [`forget_line`] ends that.
-fn cut_line(row: &mut Process) {
+/// Cuts a command line that is too long for a table: the beginning of what is shown of it is enough to
+/// sort by. Such a row has the part and says that the line is long; [`forget_line`] ends that.
+fn cut_line(row: &mut Process, lines: Lines) {
     let line = row.cmdline.as_ref().filter(|line| line.argv().len() > CMDLINE_KEPT_BYTES_MAX);
     if let Some(line) = line {
-        row.cmdline = Some(CommandLine::new(&line.argv()[..CMDLINE_KEPT_BYTES_MAX]));
+        let shown = line.shown(lines).argv();
+        row.cmdline = Some(CommandLine::new(&shown[..shown.len().min(CMDLINE_KEPT_BYTES_MAX)]));
         row.cmdline_long = true;
     }
 }
@@ -256,10 +294,10 @@ pub(crate) fn parts_of(columns: &[ColumnIndex]) -> Parts {
 }
 
 /// What an aggregate of no rows is.
-fn initial(select: Select) -> Value<'static> {
+fn initial(select: Select, schema: &Schema) -> Value<'static> {
     match select {
         Select::Aggregate(Aggregate::Count) => Value::Int(0),
-        Select::Aggregate(Aggregate::Sum(column)) => match Column::at(column).spec().kind {
+        Select::Aggregate(Aggregate::Sum(column)) => match schema.columns[column].kind {
             Kind::Float => Value::Float(0.0),
             _ => Value::Int(0),
         },
@@ -296,7 +334,7 @@ mod tests {
     use std::time::Instant;
 
     use kumo_abi::QueryText;
-    use kumo_abi::proc::{COLUMNS_DEFAULT, PROC};
+    use kumo_abi::proc::COLUMNS_DEFAULT;
 
     use super::*;
     use crate::row::Names;
@@ -353,7 +391,9 @@ mod tests {
             host: "host".into(),
             users: Arc::new(users),
             groups: Arc::default(),
+            open: None,
             memory_bytes: 1000,
+            lines: Lines::Whole,
         };
         View::new(context, Links)
     }
@@ -367,6 +407,7 @@ mod tests {
             limit: some(limit),
             group: some(group),
             ended: false,
+            at: None,
         };
         let query = Query::parse(&text, &PROC, COLUMNS_DEFAULT).expect("a good query");
         let mut view = view();

@@ -4,13 +4,16 @@
 //! or ends while it is taken may be in it or not, but it never holds half a process: a row that could
 //! not be read whole says which parts it has.
 
+use std::borrow::Cow;
 use std::ops::{BitAnd, BitOr, BitOrAssign};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use kumo_abi::ProcessId;
+use kumo_abi::rights::Lines;
 
 use crate::collect::CollectorKind;
+use crate::redact;
 
 /// Which parts of a process are known. Each part costs about one file of `/proc/<pid>`; the BPF
 /// collectors bring all numbers in one pass.
@@ -99,6 +102,16 @@ impl Parts {
     #[must_use]
     pub fn without(self, other: Parts) -> Parts {
         Parts(self.0 & !other.0)
+    }
+
+    /// As a number, for the disk.
+    pub(crate) fn bits(self) -> u32 {
+        self.0
+    }
+
+    /// From such a number.
+    pub(crate) fn from_bits(bits: u32) -> Parts {
+        Parts(bits)
     }
 
     /// Whether there are none.
@@ -410,6 +423,14 @@ impl Comm {
     }
 }
 
+impl PartialEq for Comm {
+    fn eq(&self, other: &Comm) -> bool {
+        self.as_bytes() == other.as_bytes()
+    }
+}
+
+impl Eq for Comm {}
+
 impl std::fmt::Debug for Comm {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{:?}", String::from_utf8_lossy(self.as_bytes()))
@@ -417,31 +438,86 @@ impl std::fmt::Debug for Comm {
 }
 
 /// A command line in both its forms, shared by all tables that have it: reading one copies nothing.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CommandLine {
+///
+/// With it goes what others may see of it, made when somebody first asks for that: a line that does not
+/// change is looked through once, however often it is scanned and asked for.
+#[derive(Clone)]
+pub struct CommandLine(Arc<Line>);
+
+struct Line {
     /// The joined form, then the arguments.
-    bytes: Arc<[u8]>,
+    bytes: Box<[u8]>,
     joined_len: u32,
+    /// Whether it is the beginning of a longer one.
+    cut: bool,
+    /// Without secrets; `None` where there are none.
+    clean: OnceLock<Option<CommandLine>>,
+    /// Without arguments.
+    bare: OnceLock<CommandLine>,
 }
 
 impl CommandLine {
     /// Keeps arguments, each ended by NUL as the kernel has them.
     pub fn new(argv: &[u8]) -> CommandLine {
+        CommandLine::keep(argv, false)
+    }
+
+    /// Keeps the beginning of arguments; the last one may be a part of what it was.
+    pub fn beginning(argv: &[u8]) -> CommandLine {
+        CommandLine::keep(argv, true)
+    }
+
+    fn keep(argv: &[u8], cut: bool) -> CommandLine {
         // A rewritten title is padded with NUL bytes to the length of the old arguments.
         let end = argv.iter().rposition(|byte| !matches!(byte, 0 | b' ')).map_or(0, |at| at + 1);
         let joined = argv[..end].iter().map(|byte| if *byte == 0 { b' ' } else { *byte });
-        let bytes: Arc<[u8]> = joined.chain(argv.iter().copied()).collect();
-        CommandLine { joined_len: end as u32, bytes }
+        let bytes: Box<[u8]> = joined.chain(argv.iter().copied()).collect();
+        let (clean, bare) = (OnceLock::new(), OnceLock::new());
+        CommandLine(Arc::new(Line { joined_len: end as u32, bytes, cut, clean, bare }))
     }
 
     /// The arguments joined by blanks, without blanks at the end, as people know it.
     pub fn joined(&self) -> &[u8] {
-        &self.bytes[..self.joined_len as usize]
+        &self.0.bytes[..self.0.joined_len as usize]
     }
 
     /// The arguments, each ended by NUL; a title that was written over them as it is.
     pub fn argv(&self) -> &[u8] {
-        &self.bytes[self.joined_len as usize..]
+        &self.0.bytes[self.0.joined_len as usize..]
+    }
+
+    /// What is shown of it.
+    pub fn shown(&self, lines: Lines) -> &CommandLine {
+        let clean = || {
+            let argv = self.argv();
+            let clean = if self.0.cut { redact::beginning(argv) } else { redact::redact(argv) };
+            match clean {
+                Cow::Borrowed(_) => None,
+                Cow::Owned(clean) => Some(CommandLine::new(&clean)),
+            }
+        };
+        match lines {
+            Lines::Whole => self,
+            Lines::Redacted => self.0.clean.get_or_init(clean).as_ref().unwrap_or(self),
+            Lines::Stripped => {
+                self.0.bare.get_or_init(|| CommandLine::new(&redact::strip(self.argv())))
+            }
+        }
+    }
+}
+
+impl PartialEq for CommandLine {
+    fn eq(&self, other: &CommandLine) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+            || (self.0.bytes == other.0.bytes && self.0.joined_len == other.0.joined_len)
+    }
+}
+
+impl Eq for CommandLine {}
+
+impl std::fmt::Debug for CommandLine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("CommandLine").field(&String::from_utf8_lossy(self.argv())).finish()
     }
 }
 
@@ -473,5 +549,34 @@ impl Table {
     /// The index of the row of `pid`.
     pub fn position(&self, pid: i32) -> Option<usize> {
         self.rows.binary_search_by_key(&pid, |row| row.pid).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_shown_of_a_line_is_made_once() {
+        let line = CommandLine::new(b"app\0--password=hunter2\0-v\0");
+        assert_eq!(line.shown(Lines::Whole).joined(), b"app --password=hunter2 -v");
+        assert_eq!(line.shown(Lines::Redacted).joined(), b"app --password=***** -v");
+        assert_eq!(line.shown(Lines::Redacted).argv(), b"app\0--password=*****\0-v\0");
+        assert_eq!(line.shown(Lines::Stripped).joined(), b"app *****");
+        let copy = line.clone();
+        assert!(std::ptr::eq(line.shown(Lines::Redacted), copy.shown(Lines::Redacted)));
+        let plain = CommandLine::new(b"sleep\x005\0");
+        assert!(std::ptr::eq(plain.shown(Lines::Redacted), &raw const plain), "nothing is copied");
+    }
+
+    #[test]
+    fn a_cut_argument_is_not_shown() {
+        let whole = "app\0-v\0ghp_16C7e42F292c6912E7710c838347Ae178B4a";
+        for end in 8..whole.len() {
+            let shown = CommandLine::beginning(&whole.as_bytes()[..end]);
+            assert_eq!(shown.shown(Lines::Redacted).joined(), b"app -v *****", "{end}");
+        }
+        let shown = CommandLine::beginning(b"app\0-v\0").shown(Lines::Redacted).clone();
+        assert_eq!(shown.joined(), b"app -v", "cut between two arguments");
     }
 }

@@ -2,7 +2,6 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may fail where it likes")]
 
-#[expect(dead_code, reason = "other tests need more of it")]
 mod support;
 
 use kumo_testbed::{Mix, Zoo};

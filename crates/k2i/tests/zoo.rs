@@ -2,15 +2,13 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may fail where it likes")]
 
-#[expect(dead_code, reason = "other tests need more of it")]
 mod support;
 
-use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
 use kumo_testbed::{Animal, Zoo};
 use serde_json::{Value, json};
-use support::K2i;
+use support::{K2i, escaped};
 
 /// Longest wait for something that other processes on a loaded machine may delay.
 const WAIT_MAX: Duration = Duration::from_secs(60);
@@ -24,7 +22,9 @@ fn by_every_collector(check: impl Fn(&Asked)) {
     let may_bpf = rustix::process::geteuid().is_root();
     for collector in ["iter.s", "iter", "proc"] {
         if may_bpf || collector == "proc" {
-            let k2i = K2i::with(&["--listen", "127.0.0.1:0", "--collector", collector]);
+            // Whole command lines are what is looked at here.
+            let options = ["--listen", "127.0.0.1:0", "--redact", "off", "--collector", collector];
+            let k2i = K2i::with(&options);
             check(&Asked { k2i, collector });
         }
     }
@@ -88,14 +88,6 @@ impl Asked {
             assert!(!late, "{column} of {pid} stays {value} by {}", self.collector);
         }
     }
-}
-
-/// `text` as a part of an address.
-fn escaped(text: &str) -> String {
-    text.bytes().fold(String::new(), |mut address, byte| {
-        write!(address, "%{byte:02x}").unwrap();
-        address
-    })
 }
 
 fn proc_file(pid: i32, file: &str) -> Vec<u8> {

@@ -293,7 +293,7 @@ impl BpfCollector {
         self.lines.reserve(records.rows.len());
         for (row, aside) in records.rows.iter_mut().zip(&records.asides) {
             while known.next_if(|line| line.pid < row.pid).is_some() {}
-            let before = known.next_if(|line| line.pid == row.pid);
+            let mut before = known.next_if(|line| line.pid == row.pid);
             let line = match aside.line {
                 Line::None => {
                     row.have |= Parts::CMDLINE;
@@ -314,18 +314,22 @@ impl BpfCollector {
                     }
                 }
                 Line::Elsewhere => {
-                    if let Some(line) = before.filter(|line| line.is_of(row, aside)) {
+                    if let Some(line) = before.take_if(|line| line.is_of(row, aside)) {
                         line
                     } else {
                         proc.complete(row, Parts::CMDLINE);
                         if !row.have.contains(Parts::CMDLINE) && !row.cmdline_long {
                             continue; // It ended meanwhile.
                         }
+                        // Whoever has run since is here, and few of them have changed their line: what
+                        // was made of it need not be made again.
+                        let before = before.and_then(|known| known.line);
+                        let same = before.filter(|line| row.cmdline.as_ref() == Some(line));
                         KnownLine {
                             pid: row.pid,
                             key: aside.line_key,
                             doubtful: false,
-                            line: row.cmdline.clone(),
+                            line: same.or_else(|| row.cmdline.take()),
                             long: row.cmdline_long,
                         }
                     }

@@ -73,7 +73,7 @@ impl std::str::FromStr for CollectorChoice {
 }
 
 /// What became of one rung when the ladder was tried.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
 pub struct Rung {
     /// `iter.s`, `iter` or `proc`.
     pub collector: String,

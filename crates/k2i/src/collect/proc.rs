@@ -182,6 +182,13 @@ impl ProcFs {
         Reader::new(self).read(&mut slot, parts).ok().flatten()
     }
 
+    /// The same, with its directory: what is opened below that is of the same process, or cannot be.
+    pub(crate) fn with_directory(&self, pid: i32, parts: Parts) -> Option<(Process, OwnedFd)> {
+        let mut slot = Slot { pid, directory: None, keeps: true };
+        let row = Reader::new(self).read(&mut slot, parts).ok().flatten()?;
+        Some((row, slot.directory?))
+    }
+
     /// Fetches `parts` that `row` lacks. If the number belongs to another process by now, or to
     /// none, `row` stays as it is.
     pub(crate) fn complete(&self, row: &mut Process, parts: Parts) {

@@ -25,6 +25,8 @@ pub struct Life {
     pub line: Option<Line>,
     /// The text of its control group, as `/proc/<pid>/cgroup` would show it.
     pub cgroup: Option<Arc<[u8]>>,
+    /// When it last executed a program, nanoseconds of boot time; `None` where no event told it.
+    pub exec_ns: Option<u64>,
     /// How it ended; `None` while it lives.
     pub end: Option<End>,
     /// What it has used; known when it was waited for.
@@ -62,7 +64,8 @@ impl Line {
     /// Keeps the beginning of an argument vector; `len_bytes` is the length of all of it.
     pub fn new(argv: &[u8], len_bytes: u64) -> Line {
         let kept = &argv[..argv.len().min(LIFE_LINE_BYTES_MAX)];
-        Line { text: CommandLine::new(kept), cut: (kept.len() as u64) < len_bytes }
+        let cut = (kept.len() as u64) < len_bytes;
+        Line { text: if cut { CommandLine::beginning(kept) } else { CommandLine::new(kept) }, cut }
     }
 }
 
@@ -102,6 +105,7 @@ impl Life {
             ids: row.have.contains(Parts::IDS).then_some((row.uid, row.gid)),
             line,
             cgroup: row.cgroup.clone(),
+            exec_ns: None,
             end: None,
             used: None,
         }

@@ -117,7 +117,8 @@ impl Lives {
     pub(crate) fn take(&mut self, record: Record) -> Option<Event> {
         let Record { key, at_ns, told } = record;
         let (kind, life) = match told {
-            Told::Exec(life) => {
+            Told::Exec(mut life) => {
+                life.exec_ns = Some(at_ns);
                 self.lives(key, at_ns, &life);
                 (EventKind::Exec, Arc::new(life))
             }
@@ -192,6 +193,7 @@ impl Lives {
             life.ids = life.ids.or(before.ids);
             life.line = life.line.or(before.line);
             life.cgroup = life.cgroup.or(before.cgroup);
+            life.exec_ns = life.exec_ns.or(before.exec_ns);
         }
         let life = Arc::new(life);
         self.ended_bytes += life.len_bytes();
@@ -259,6 +261,17 @@ impl Lives {
         self.ended.iter().map(|(_, life)| life)
     }
 
+    /// Those whose last exec was told, from the first exec to the last: those that live, as far as they
+    /// are remembered, and those that have ended.
+    pub(crate) fn executed(&self) -> Vec<Arc<Life>> {
+        let living = self.living.values().map(|living| &living.life);
+        let living = living.filter(|life| life.exec_ns.is_some()).cloned().map(Arc::new);
+        let ended = self.ended().filter(|life| life.exec_ns.is_some()).cloned();
+        let mut executed: Vec<_> = ended.chain(living).collect();
+        executed.sort_by_key(|life| life.exec_ns);
+        executed
+    }
+
     /// How many have ended since the beginning, also those that are not remembered any more.
     pub(crate) fn ended_ever(&self) -> u64 {
         self.first + self.ended.len() as u64
@@ -320,6 +333,21 @@ mod tests {
             format!("{}:{line}:{code}:{time}", life.pid)
         };
         (letters, lives.ended().map(row).collect::<Vec<_>>().join(" "))
+    }
+
+    #[test]
+    fn who_has_executed_a_program_is_known_until_it_is_forgotten() {
+        let mut lives = Lives::with(SMALL);
+        let seen = life(9, 1);
+        lives.lives(Key { tgid: 9, start_ns: 1 }, 4, &seen);
+        play(&mut lives, [exec(1, 5, 6, "a"), exec(2, 5, 8, "b"), exec(1, 5, 9, "c")]);
+        play(&mut lives, [exit(2, 5, 10, 0), exit(9, 1, 11, 0)]);
+        let executed: Vec<_> = lives
+            .executed()
+            .iter()
+            .map(|life| (life.pid, life.exec_ns, life.end.is_some()))
+            .collect();
+        assert_eq!(executed, [(2, Some(8), true), (1, Some(9), false)]);
     }
 
     #[test]

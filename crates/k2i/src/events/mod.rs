@@ -24,6 +24,7 @@ use kumo_abi::ProcessId;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
+use utoipa::ToSchema;
 
 use crate::collect::Rung;
 use crate::engine::{Engine, boot_ns};
@@ -97,7 +98,7 @@ impl std::str::FromStr for EventChoice {
 }
 
 /// How much was lost since events were taken.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Losses {
     /// Execs: as many command lines are missing.
     pub execs: u64,
@@ -119,7 +120,7 @@ pub enum News {
 }
 
 /// What a host says about its events.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct EventsReport {
     /// Where they come from; `None` if they are not taken.
     pub source: Option<String>,
@@ -358,6 +359,12 @@ impl Events {
         }
     }
 
+    /// See [`Lives::executed`]; and what was lost.
+    pub(crate) fn executed(&self) -> (Vec<Arc<Life>>, Losses) {
+        let state = self.shared.state();
+        (state.lives.executed(), state.lost)
+    }
+
     /// Those that ended, from the first to the last; how often that has changed; what was lost.
     pub(crate) fn ended(&self) -> (Vec<Arc<Life>>, u64, Losses) {
         let state = self.shared.state();
@@ -394,6 +401,9 @@ fn run(mut opened: Opened, shared: &Shared, stop: &OwnedFd, engine: &Weak<Engine
                 let mut state = shared.state();
                 let lives = &mut state.lives;
                 more = opened.take(&mut |record| news.extend(lives.take(record).map(News::Event)));
+            }
+            if let Some(engine) = engine.upgrade() {
+                engine.note_news(&news);
             }
             for one in news.drain(..) {
                 // That nobody listens is no error.

@@ -9,12 +9,15 @@ use axum::http::HeaderMap;
 use axum::response::Response;
 use axum::routing::get;
 use kumo_abi::proc::{COLUMNS_DEFAULT, COLUMNS_ENDED_DEFAULT, Column, PROC};
+use kumo_abi::rights::Lines;
 use kumo_abi::{Query, QueryText};
 use tokio::time::{MissedTickBehavior, interval};
+use utoipa::OpenApi;
 
 use super::body::{Whole, begin};
+use super::guard::Shown;
 use super::stream::{self, Form, Teller};
-use super::v2::{JSON, meta_headers, respond, with, with_columns};
+use super::v2::{JSON, QueryParameters, meta_headers, respond, with, with_columns};
 use super::{Api, Asked, Refused, accept, parameters};
 use crate::delta::{CellHash, Seen};
 use crate::encode::document;
@@ -59,6 +62,10 @@ fn take_number(
 
 /// A query whose rows say who they are.
 fn with_identity(text: QueryText) -> Result<QueryText, Refused> {
+    if text.at.is_some() {
+        let detail = "a moment does not change; ask for `at` without what follows it";
+        return Err(Refused::bad_request(detail));
+    }
     let usual = if text.ended { COLUMNS_ENDED_DEFAULT } else { COLUMNS_DEFAULT };
     let columns = match text.columns.as_deref().map(str::trim) {
         None | Some("") => usual.to_owned(),
@@ -83,16 +90,18 @@ pub(super) async fn since(
     headers: &HeaderMap,
     asked: Asked,
     since: u64,
+    lines: Lines,
 ) -> Result<Response, Refused> {
     accept::choose(headers, &[JSON])?;
     let Asked { query, max_age } = asked;
     let text = with_identity(query)?;
     let query = Query::parse(&text, &PROC, COLUMNS_DEFAULT)?;
-    let key = serde_json::to_string(&text).unwrap_or_default();
+    // Who sees other lines has another answer.
+    let key = format!("{lines} {}", serde_json::to_string(&text).unwrap_or_default());
     let memory = Arc::clone(&api);
     api.answer(move |engine, turn| {
         let max_age = turn.age_max(max_age);
-        let answer = engine.ask(Question { query, pids: None, max_age })?;
+        let answer = engine.ask(Question { query, pids: None, max_age, lines })?;
         let headers = meta_headers(&answer.meta);
         let generation = answer.meta.generation;
         let remembered = || memory.remembered.lock().unwrap_or_else(PoisonError::into_inner);
@@ -107,8 +116,29 @@ pub(super) async fn since(
     .await
 }
 
-/// `GET /v2/proc/stream`: everything, then every `interval_ms` what has changed.
-async fn stream(State(api): State<Arc<Api>>, request: Request) -> Result<Response, Refused> {
+#[derive(OpenApi)]
+#[openapi(paths(stream))]
+pub(super) struct Paths;
+
+/// The process table, then every `interval_ms` what of it has changed, as lines or server-sent events
+///
+/// A stream that does not end.
+#[utoipa::path(
+    get, path = "/v2/proc/stream",
+    params(QueryParameters, (
+        "interval_ms" = Option<u64>, Query, description = "Time between two looks, in milliseconds",
+        minimum = 100, maximum = 60_000,
+    )),
+    responses(
+        (status = 200, content((String = "application/x-ndjson"), (String = "text/event-stream"))),
+        (status = 501, description = "Events are not taken here"),
+    ),
+)]
+async fn stream(
+    State(api): State<Arc<Api>>,
+    Shown(lines): Shown,
+    request: Request,
+) -> Result<Response, Refused> {
     let form = Form::choose(request.headers())?;
     let pairs = parameters(request.uri(), &with("interval_ms"))?;
     let (least, most) = INTERVAL_MS;
@@ -118,13 +148,13 @@ async fn stream(State(api): State<Arc<Api>>, request: Request) -> Result<Respons
     let text = with_identity(query)?;
     let pause = Duration::from_millis(interval_ms.unwrap_or(INTERVAL_MS_DEFAULT));
     let (response, teller) = stream::begin(&api, request.extensions(), form)?;
-    tokio::spawn(tell(api, text, pause, teller));
+    tokio::spawn(tell(api, text, lines, pause, teller));
     Ok(response)
 }
 
 /// Tells until nobody listens. A client that is slow gets fewer deltas, each of a longer while: none of
 /// what changed is left out.
-async fn tell(api: Arc<Api>, text: QueryText, pause: Duration, mut teller: Teller) {
+async fn tell(api: Arc<Api>, text: QueryText, lines: Lines, pause: Duration, mut teller: Teller) {
     let hash = CellHash::default();
     let mut before: Option<Seen> = None;
     let mut ticks = interval(pause);
@@ -137,7 +167,7 @@ async fn tell(api: Arc<Api>, text: QueryText, pause: Duration, mut teller: Telle
         let (hash, known) = (hash.clone(), before.take());
         let answer = api.answer(move |engine, _turn| {
             // Streams at the same time share scans.
-            let question = Question { query, pids: None, max_age: pause / 2 };
+            let question = Question { query, pids: None, max_age: pause / 2, lines };
             Ok((engine.ask(question)?.into_delta(known.as_ref(), &hash), known.is_some()))
         });
         let mut out = Vec::new();

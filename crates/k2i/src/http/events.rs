@@ -8,11 +8,14 @@ use axum::response::Response;
 use axum::routing::get;
 use kumo_abi::events::{EVENTS, EventColumn};
 use kumo_abi::proc::Column;
+use kumo_abi::rights::Lines;
 use kumo_abi::{Filter, Query, QueryText, Select, Value};
 use serde_json::json;
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::{RecvError, TryRecvError};
+use utoipa::OpenApi;
 
+use super::guard::Shown;
 use super::stream::{self, Form, Over, Teller};
 use super::{Api, Refused, v2};
 use crate::encode::{document, write_value};
@@ -31,8 +34,29 @@ pub(super) fn routes() -> Router<Arc<Api>> {
     Router::new().route("/v2/events", get(events))
 }
 
-/// `GET /v2/events`: lines or server-sent events, from now on.
-async fn events(State(api): State<Arc<Api>>, request: Request) -> Result<Response, Refused> {
+#[derive(OpenApi)]
+#[openapi(paths(events))]
+pub(super) struct Paths;
+
+/// Processes that begin and end, from now on, as lines or server-sent events
+///
+/// A stream that does not end. An empty line or comment says that nothing happens.
+#[utoipa::path(
+    get, path = "/v2/events",
+    params(
+        ("columns" = Option<String>, Query, description = "Columns of an event, with commas in between"),
+        ("filter" = Option<String>, Query, description = "A condition in CEL over its columns"),
+    ),
+    responses(
+        (status = 200, content((String = "application/x-ndjson"), (String = "text/event-stream"))),
+        (status = 501, description = "Events are not taken here"),
+    ),
+)]
+async fn events(
+    State(api): State<Arc<Api>>,
+    Shown(lines): Shown,
+    request: Request,
+) -> Result<Response, Refused> {
     let form = Form::choose(request.headers())?;
     let mut text = QueryText::default();
     for (name, value) in super::parameters(request.uri(), &["columns", "filter"])? {
@@ -41,7 +65,7 @@ async fn events(State(api): State<Arc<Api>>, request: Request) -> Result<Respons
             _ => text.filter = Some(value),
         }
     }
-    let wanted = Wanted::parse(&text)?;
+    let wanted = Wanted::parse(&text, lines)?;
     let news = api.engine().events()?;
     let (response, teller) = stream::begin(&api, request.extensions(), form)?;
     let engine = Arc::clone(api.engine());
@@ -57,10 +81,12 @@ struct Wanted {
     filter: Option<Filter>,
     /// What of a process is read.
     read: Vec<Column>,
+    /// How command lines are shown, and read by the filter.
+    lines: Lines,
 }
 
 impl Wanted {
-    fn parse(text: &QueryText) -> Result<Wanted, Refused> {
+    fn parse(text: &QueryText, lines: Lines) -> Result<Wanted, Refused> {
         let query = Query::parse(text, &EVENTS, EVENT_COLUMNS_DEFAULT)?;
         if query.is_grouped() {
             return Err(Refused::bad_request("a stream has no aggregates: it never ends"));
@@ -85,12 +111,12 @@ impl Wanted {
             EventColumn::Of(column) => Some(column),
             EventColumn::Event | EventColumn::At => None,
         });
-        Ok(Wanted { columns, keys, read: read.collect(), filter: query.filter })
+        Ok(Wanted { columns, keys, read: read.collect(), filter: query.filter, lines })
     }
 
     /// Appends an event, if it is wanted.
     fn write(&self, engine: &Engine, event: &Event, form: Form, out: &mut Vec<u8>) {
-        let context = engine.event_context(&self.read, &event.life.row());
+        let context = engine.event_context(&self.read, event.life.row(), self.lines);
         let row = &context.table.rows[0];
         let value = |column: EventColumn| match column {
             EventColumn::Event => Value::text(event.kind.name()),
@@ -166,7 +192,7 @@ mod tests {
             let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
             let text =
                 QueryText { columns: some(columns), filter: some(filter), ..QueryText::default() };
-            Wanted::parse(&text).map(|wanted| {
+            Wanted::parse(&text, Lines::Whole).map(|wanted| {
                 let names: Vec<_> = wanted.columns.iter().map(|column| column.name()).collect();
                 (names.join(","), wanted.read)
             })

@@ -5,17 +5,24 @@
 //! both for one site, but still sends the page's name as `Host`. So on loopback only this machine's
 //! own names are served.
 
+use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use axum::extract::{Request, State};
+use axum::extract::{FromRequestParts, Request, State};
+use axum::http::request::Parts;
 use axum::http::uri::Authority;
-use axum::http::{Extensions, HeaderMap, HeaderName, HeaderValue, StatusCode, Version, header};
+use axum::http::{
+    Extensions, HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header,
+};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use kumo_abi::rights::{Asker, Lines, Rights, Role, Scope, Who};
 
 use super::Api;
+use super::access::{CHALLENGE, Listener, Peer};
+use super::audit::{self, Did};
 use super::problem::Refused;
 
 /// How a request came in; [`super::serve`] attaches it to each.
@@ -30,29 +37,60 @@ pub enum Via {
     },
     /// A Unix socket: no browser can reach it, and its file's mode says who may.
     Unix,
-    /// From another node of the cluster, which has shown its certificate and asks for whom it let in.
+    /// From another node of the cluster, which has shown its certificate and says for whom it asks.
     Fabric,
 }
 
-impl Via {
-    /// Whether who comes this way may change something. On a TCP address nobody says who he is.
-    pub fn may_change(self) -> bool {
-        matches!(self, Via::Unix | Via::Fabric)
+/// Who asks, as far as that is known: what [`guard`] or whoever brought the request in has attached to it,
+/// else what the way says by itself.
+pub fn asker(request: &Extensions) -> Asker {
+    if let Some(asker) = request.get::<Asker>() {
+        return asker.clone();
     }
+    let rights = match request.get::<Via>() {
+        Some(Via::Unix) => Rights::ADMIN,
+        Some(Via::Fabric | Via::Tcp { .. }) | None => Rights::VIEW,
+    };
+    Asker { who: Who::Nobody, rights, wants: Lines::Whole }
 }
 
-/// Refuses a request that changes something and came in over TCP, or in an unknown way.
+/// Refuses a request whose asker does not hold `scope`.
 ///
 /// # Errors
-/// 403, with what to do instead.
-pub fn check_change(request: &Extensions) -> Result<(), Refused> {
-    if request.get::<Via>().is_some_and(|via| via.may_change()) {
+/// 401 if nobody has said who he is, 403 if who he is does not suffice, with what to do instead.
+pub fn allow(request: &Extensions, scope: Scope) -> Result<(), Refused> {
+    let Asker { who, rights, .. } = asker(request);
+    if rights.holds(scope) {
         return Ok(());
     }
-    let detail = "this changes something, and on a TCP address nobody says who he is; ask on the \
-        node's Unix socket, as `kumo` does";
-    let title = "Changes are not taken on this address";
-    Err(Refused::new(StatusCode::FORBIDDEN, "read-only-address", title, detail))
+    let least = Role::ALL.iter().find(|role| Rights::of(**role).holds(scope));
+    let least = least.map_or(Role::Admin.name(), |role| role.name());
+    if who == Who::Nobody {
+        let detail = format!(
+            "this takes the right `{scope}`, and nobody has said who asks; ask on the node's Unix \
+             socket, as `kumo` does, or send `Authorization: Bearer TOKEN` with a token that `kumo \
+             rights token add NAME --role {least}` makes"
+        );
+        let title = "Who asks has to say who he is";
+        return Err(Refused::new(StatusCode::UNAUTHORIZED, "unauthorized", title, detail)
+            .with(header::WWW_AUTHENTICATE, CHALLENGE));
+    }
+    let detail = format!(
+        "this takes the right `{scope}`, and {who} has `{rights}`; an admin gives it with `kumo \
+         rights token add NAME --role {least}`, or `--scope {scope}`"
+    );
+    let title = "Who asks may not do this";
+    Err(Refused::new(StatusCode::FORBIDDEN, "forbidden", title, detail))
+}
+
+/// How command lines are shown to who asks; for handlers.
+pub(crate) struct Shown(pub(crate) Lines);
+
+impl FromRequestParts<Arc<Api>> for Shown {
+    type Rejection = Infallible;
+    async fn from_request_parts(parts: &mut Parts, api: &Arc<Api>) -> Result<Shown, Infallible> {
+        Ok(Shown(api.access.lines(&asker(&parts.extensions))))
+    }
 }
 
 /// Longest path and query together. Five query parts of 8 KiB fit, unless all of them are written as
@@ -66,24 +104,57 @@ pub const REQUEST_BODY_BYTES_MAX: u64 = 64 * 1024;
 /// Runs the checks, then the route, then adds the headers.
 pub(crate) async fn guard(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {
     api.requests.fetch_add(1, Ordering::Relaxed);
-    let mut response = match check(&request) {
-        Ok(()) => next.run(request).await,
+    api.engine.metrics().note_request();
+    let (parts, body) = request.into_parts();
+    let let_in = check(&parts)
+        .and_then(|()| api.access.asker(&parts.extensions, &parts.headers))
+        .and_then(|asker| api.access.pace(&parts.extensions).map(|()| asker));
+    let asker = match &let_in {
+        Ok(asker) => asker.clone(),
+        Err(_) => Asker::default(),
+    };
+    let reads = matches!(parts.method, Method::GET | Method::HEAD | Method::OPTIONS);
+    let changes = !reads && !super::sql::PATHS.contains(&parts.uri.path());
+    let asked = changes.then(|| {
+        let address = parts.extensions.get::<Peer>().and_then(|peer| peer.address);
+        let via = audit::in_words(parts.extensions.get::<Via>().copied(), address);
+        let what = format!("{} {}", parts.method, parts.uri.path());
+        audit::Asked { asker: asker.clone(), via, what }
+    });
+    let lines = api.access.lines(&asker);
+    let mut request = Request::from_parts(parts, body);
+    request.extensions_mut().insert(asker);
+    let listener = Listener::of(&api.access, request.extensions());
+    request.extensions_mut().insert(listener);
+    let mut response = match let_in {
+        Ok(_) => next.run(request).await,
         Err(refused) => refused.into_response(),
     };
+    if let Some(asked) = asked {
+        let did = response.extensions().get::<Did>();
+        api.access.audit.write(&asked, did, response.status().as_u16());
+    }
+    api.engine.metrics().note_response(response.status().as_u16());
     let headers = response.headers_mut();
+    if lines != Lines::Whole && !headers.contains_key(REDACTED) {
+        headers.insert(REDACTED, HeaderValue::from_static(lines.name()));
+    }
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response
 }
 
-fn check(request: &Request) -> Result<(), Refused> {
-    let target = request.uri().path_and_query().map_or(0, |target| target.as_str().len());
+/// What of command lines an answer leaves out.
+const REDACTED: HeaderName = HeaderName::from_static("kumo-redacted");
+
+fn check(request: &Parts) -> Result<(), Refused> {
+    let target = request.uri.path_and_query().map_or(0, |target| target.as_str().len());
     if target > TARGET_BYTES_MAX {
         let detail = format!("path and query have {target} bytes; {TARGET_BYTES_MAX} is the most");
         let title = "The address is too long";
         return Err(Refused::new(StatusCode::URI_TOO_LONG, "uri-too-long", title, detail));
     }
-    let length = request.headers().get(header::CONTENT_LENGTH);
+    let length = request.headers.get(header::CONTENT_LENGTH);
     let length = length.and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
     if length.is_some_and(|length| length > REQUEST_BODY_BYTES_MAX) {
         let detail = format!(
@@ -92,15 +163,15 @@ fn check(request: &Request) -> Result<(), Refused> {
         let title = "The request body is too large";
         return Err(Refused::new(StatusCode::PAYLOAD_TOO_LARGE, "body-too-large", title, detail));
     }
-    let via = request.extensions().get::<Via>().copied();
+    let via = request.extensions.get::<Via>().copied();
     let Some(Via::Tcp { local, .. }) = via else {
         return Ok(());
     };
-    let named = request.uri().authority().cloned().map(Ok).or_else(|| host(request.headers()));
+    let named = request.uri.authority().cloned().map(Ok).or_else(|| host(&request.headers));
     let named = match named {
         Some(Ok(named)) => Some(named),
         // Only HTTP/1.0 may leave it out, and no browser speaks that.
-        None if request.version() < Version::HTTP_11 => None,
+        None if request.version < Version::HTTP_11 => None,
         Some(Err(())) | None => {
             return Err(Refused::bad_request("the request needs one well-formed Host header"));
         }
@@ -108,7 +179,7 @@ fn check(request: &Request) -> Result<(), Refused> {
     if let Some(named) = &named {
         check_host(named, local.ip())?;
     }
-    check_origin(request.headers(), named.as_ref())
+    check_origin(&request.headers, named.as_ref())
 }
 
 /// The `Host` header; an error if it is no authority or stands twice.
@@ -183,7 +254,7 @@ mod tests {
         }
         let mut request = request.body(Body::empty()).expect("a plain request");
         request.extensions_mut().insert(via);
-        match check(&request) {
+        match check(&request.into_parts().0) {
             Ok(()) => 200,
             Err(refused) => refused.into_response().status().as_u16(),
         }

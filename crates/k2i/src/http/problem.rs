@@ -1,14 +1,14 @@
 //! Refusals, as RFC 9457 problem documents.
 
-use std::error::Error;
-use std::fmt::{self, Write};
+use std::fmt;
 
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use kumo_abi::{Problem, QueryError};
+use kumo_abi::{Problem, QueryError, chain};
 
 use crate::encode::document;
 use crate::engine::AskError;
+use crate::history::HistoryError;
 use crate::host::HostError;
 
 /// The content type of a refusal.
@@ -46,8 +46,9 @@ impl Refused {
 
     /// 404: no process of this number.
     pub fn no_process(pid: i32) -> Refused {
-        let detail =
-            format!("no process {pid} on this host; /v2/proc?columns=pid lists those there are");
+        let detail = format!(
+            "no process {pid} on this host; it may have ended, and `kumo ps` lists those there are"
+        );
         Refused::new(StatusCode::NOT_FOUND, "no-such-process", "There is no such process", detail)
     }
 
@@ -94,6 +95,17 @@ impl From<AskError> for Refused {
             let title = "Events are not taken here";
             return Refused::new(StatusCode::NOT_IMPLEMENTED, "no-events", title, chain(&error));
         }
+        if let AskError::History(error @ (HistoryError::None(_) | HistoryError::NotThere { .. })) =
+            &error
+        {
+            let (status, name, title) = match error {
+                HistoryError::None(_) => {
+                    (StatusCode::NOT_IMPLEMENTED, "no-history", "No history is kept here")
+                }
+                _ => (StatusCode::NOT_FOUND, "not-recorded", "Nothing was recorded then"),
+            };
+            return Refused::new(status, name, title, chain(error));
+        }
         let title = "The process table could not be read";
         Refused::new(StatusCode::SERVICE_UNAVAILABLE, "scan-failed", title, chain(&error))
             .with(header::RETRY_AFTER, RETRY_AFTER)
@@ -118,19 +130,4 @@ impl IntoResponse for Refused {
         }
         response
     }
-}
-
-/// An error and its sources in one line.
-pub fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        let more = error.to_string();
-        // Some errors paste their source into their own text.
-        if !text.ends_with(&more) {
-            let _ = write!(text, ": {more}");
-        }
-        source = error.source();
-    }
-    text
 }

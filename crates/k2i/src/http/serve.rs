@@ -12,6 +12,7 @@ use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::pin::{Pin, pin};
 use std::str::FromStr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -23,8 +24,12 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use kumo_abi::chain;
+use rustix::fs::{Mode, fchmod};
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
+};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream};
@@ -36,8 +41,9 @@ use tokio::time::{Instant, MissedTickBehavior, Sleep, interval, sleep, sleep_unt
 use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt;
 
+use super::access::Peer;
+use super::certificate::Presented;
 use super::guard::Via;
-use super::problem::chain;
 use super::stream::{Endless, Stopping};
 use super::taken;
 use crate::engine::Engine;
@@ -53,12 +59,8 @@ const LISTENERS_MAX: u64 = 2;
 /// of processes that the reader of `/proc` keeps open are not among them: they have half of all.
 const DESCRIPTORS_KEPT: u64 = 128;
 
-/// Longest path of a Unix socket: the kernel takes 107 bytes, and the socket is made under a name
-/// that is longer by `.new`.
-pub const SOCKET_PATH_BYTES_MAX: usize = 107 - FRESH_SUFFIX.len();
-
-/// What a socket's name ends with until it is ready.
-const FRESH_SUFFIX: &str = ".new";
+/// Longest path of a Unix socket, as the kernel takes it.
+pub const SOCKET_PATH_BYTES_MAX: usize = 107;
 
 /// Connections that the kernel keeps for us until we take them.
 const BACKLOG: u32 = 4_096;
@@ -118,6 +120,59 @@ impl fmt::Display for Listen {
         match self {
             Listen::Tcp(address) => address.fmt(f),
             Listen::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// Who may open a Unix socket, as its permissions say it: its owner, and its group or everybody if they are
+/// let in. What they may do there is another question: the kernel says who asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SocketMode(u32);
+
+impl SocketMode {
+    /// Its owner alone, and root.
+    pub const OWN: SocketMode = SocketMode(0o600);
+
+    /// Whether anybody but its owner may open it.
+    pub fn lets_others_in(self) -> bool {
+        self != SocketMode::OWN
+    }
+
+    fn permissions(self) -> fs::Permissions {
+        fs::Permissions::from_mode(self.0)
+    }
+}
+
+impl Default for SocketMode {
+    fn default() -> SocketMode {
+        SocketMode::OWN
+    }
+}
+
+impl fmt::Display for SocketMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:04o}", self.0)
+    }
+}
+
+/// The text is no mode of a socket.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "`{}` is no mode of a socket; it is 0600 (its owner), 0660 (its group too) or 0666 (all users of \
+     this host)", .0.escape_debug()
+)]
+pub struct SocketModeError(String);
+
+impl FromStr for SocketMode {
+    type Err = SocketModeError;
+    fn from_str(text: &str) -> Result<SocketMode, SocketModeError> {
+        // Of a socket only these mean something: who connects must be able to write, and a server whose
+        // owner cannot is of no use. Anything else is a mistake, such as 666 in decimal, or worse.
+        match text.strip_prefix('0').unwrap_or(text) {
+            "600" => Ok(SocketMode::OWN),
+            "660" => Ok(SocketMode(0o660)),
+            "666" => Ok(SocketMode(0o666)),
+            _ => Err(SocketModeError(text.to_owned())),
         }
     }
 }
@@ -244,12 +299,12 @@ impl Bound {
         Ok(Bound { socket: Socket::Tcp(listener, tls.map(TlsAcceptor::from)), url })
     }
 
-    /// Listens on a Unix socket that only its owner may open. A socket that nobody serves any more
-    /// is replaced. Call it within a tokio runtime.
+    /// Listens on a Unix socket that those may open whom `mode` lets in. A socket that nobody serves any
+    /// more is replaced. Call it within a tokio runtime.
     ///
     /// # Errors
     /// See [`BindError`].
-    pub fn unix(path: &Path) -> Result<Bound, BindError> {
+    pub fn unix(path: &Path, mode: SocketMode) -> Result<Bound, BindError> {
         let failed = |source| BindError::Path { path: path.to_owned(), source };
         if path.as_os_str().len() > SOCKET_PATH_BYTES_MAX {
             return Err(BindError::PathLong(path.to_owned()));
@@ -263,20 +318,7 @@ impl Bound {
             }
             _ => {}
         }
-        // It gets its mode under another name, so that nobody opens it meanwhile; the rename then
-        // replaces what a killed server left.
-        let mut fresh = path.as_os_str().to_owned();
-        fresh.push(FRESH_SUFFIX);
-        let fresh = PathBuf::from(fresh);
-        match fs::remove_file(&fresh) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
-            _ => {}
-        }
-        let listener = UnixListener::bind(&fresh).map_err(failed)?;
-        let mut file = SocketFile(fresh.clone());
-        fs::set_permissions(&fresh, fs::Permissions::from_mode(0o600)).map_err(failed)?;
-        fs::rename(&fresh, path).map_err(failed)?;
-        path.clone_into(&mut file.0);
+        let (listener, file) = listen_unix(path, mode).map_err(failed)?;
         Ok(Bound {
             socket: Socket::Unix { listener, _file: file },
             url: format!("unix:{}", path.display()),
@@ -309,10 +351,9 @@ impl Bound {
         loop {
             let Ok(place) = Arc::clone(places).acquire_owned().await else { return };
             let accepted = match &self.socket {
-                Socket::Tcp(listener, tls) => listener
-                    .accept()
-                    .await
-                    .map(|(stream, _)| serving.clone().start_tcp(stream, tls.clone(), place)),
+                Socket::Tcp(listener, tls) => listener.accept().await.map(|(stream, peer)| {
+                    serving.clone().start_tcp(stream, peer, tls.clone(), place);
+                }),
                 Socket::Unix { listener, .. } => listener
                     .accept()
                     .await
@@ -327,6 +368,24 @@ impl Bound {
             }
         }
     }
+}
+
+/// Listens on a Unix socket in the place of what a killed server left there. It is made under its own name,
+/// which is the one that the kernel shows of it, and is nobody else's before it has its mode: the file of a
+/// socket is made with the mode that the socket had before it was bound.
+fn listen_unix(path: &Path, mode: SocketMode) -> io::Result<(UnixListener, SocketFile)> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    fchmod(&socket, Mode::from_raw_mode(0o600))?;
+    bind(&socket, &SocketAddrUnix::new(path)?)?;
+    let file = SocketFile(path.to_owned());
+    listen(&socket, BACKLOG as i32)?;
+    fs::set_permissions(path, mode.permissions())?;
+    Ok((UnixListener::from_std(socket.into())?, file))
 }
 
 /// Whether somebody listens on a socket. It does not wait: a listener that is busy, or stopped, with
@@ -373,6 +432,30 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
+/// Connections of all listeners of this process.
+static CONNECTIONS: AtomicUsize = AtomicUsize::new(0);
+
+/// How many connections are open, of all listeners of this process.
+pub fn connections() -> usize {
+    CONNECTIONS.load(Ordering::Relaxed)
+}
+
+/// A connection that is open.
+struct Open;
+
+impl Open {
+    fn count() -> Open {
+        CONNECTIONS.fetch_add(1, Ordering::Relaxed);
+        Open
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        CONNECTIONS.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// What every connection of a listener needs.
 #[derive(Clone)]
 struct Serving {
@@ -381,17 +464,30 @@ struct Serving {
 }
 
 impl Serving {
-    fn start_tcp(self, stream: TcpStream, tls: Option<TlsAcceptor>, place: OwnedSemaphorePermit) {
+    fn start_tcp(
+        self,
+        stream: TcpStream,
+        peer: SocketAddr,
+        tls: Option<TlsAcceptor>,
+        place: OwnedSemaphorePermit,
+    ) {
         // An answer's last packet must not wait for the client's acknowledgement.
         let _ = stream.set_nodelay(true);
         // Without an address of its own the connection is dead already.
         let Ok(local) = stream.local_addr() else { return };
         let via = Via::Tcp { local, tls: tls.is_some() };
+        let peer = Peer { address: Some(peer), ..Peer::default() };
+        let open = Open::count();
         tokio::spawn(async move {
+            let _open = open;
             match tls {
-                None => self.run(stream, via).await,
+                None => self.run(stream, via, peer).await,
                 Some(tls) => match timeout(HANDSHAKE_WAIT_MAX, tls.accept(stream)).await {
-                    Ok(Ok(stream)) => self.run(stream, via).await,
+                    Ok(Ok(stream)) => {
+                        let certificates = stream.get_ref().1.peer_certificates();
+                        let certificate = certificates.and_then(Presented::of);
+                        self.run(stream, via, Peer { certificate, ..peer }).await;
+                    }
                     Ok(Err(error)) => tracing::debug!("a TLS handshake failed: {error}"),
                     Err(_) => tracing::debug!("a TLS handshake took too long"),
                 },
@@ -401,13 +497,18 @@ impl Serving {
     }
 
     fn start_unix(self, stream: UnixStream, place: OwnedSemaphorePermit) {
+        // Who opened it, whoever has it now; without that nobody is let in.
+        let Ok(user) = stream.peer_cred().map(|of| of.uid()) else { return };
+        let peer = Peer { user: Some(user), ..Peer::default() };
+        let open = Open::count();
         tokio::spawn(async move {
-            self.run(stream, Via::Unix).await;
+            let _open = open;
+            self.run(stream, Via::Unix, peer).await;
             drop(place);
         });
     }
 
-    async fn run(mut self, stream: impl AsyncRead + AsyncWrite + Unpin, via: Via) {
+    async fn run(mut self, stream: impl AsyncRead + AsyncWrite + Unpin, via: Via, peer: Peer) {
         let app = self.app;
         let stream = Impatient::new(stream);
         let due = Arc::clone(&stream.due);
@@ -415,6 +516,7 @@ impl Serving {
         let service = service_fn(move |request: hyper::Request<Incoming>| {
             let mut request = request.map(Body::new);
             request.extensions_mut().insert(via);
+            request.extensions_mut().insert(peer.clone());
             request.extensions_mut().insert(Stopping(stop.clone()));
             let answer = app.clone().oneshot(request);
             let due = Arc::clone(&due);
@@ -624,6 +726,36 @@ mod tests {
         for (text, want) in cases {
             assert_eq!(text.parse::<Listen>().map_err(|_| ()), want, "for {text:?}");
         }
+    }
+
+    #[test]
+    fn modes_of_sockets() {
+        let cases = [
+            ("0600", Some(0o600)),
+            ("600", Some(0o600)),
+            ("0660", Some(0o660)),
+            ("0666", Some(0o666)),
+            ("666", Some(0o666)),
+            // Nobody of its own, programs, sticky bits, reading alone; what is no number.
+            ("0066", None),
+            ("0000", None),
+            ("0777", None),
+            ("4666", None),
+            ("0644", None),
+            ("0o666", None),
+            ("00666", None),
+            ("-666", None),
+            ("+666", None),
+            ("99999999999999999999", None),
+            ("rw-rw-rw-", None),
+            ("", None),
+        ];
+        for (text, want) in cases {
+            let got = text.parse::<SocketMode>().ok();
+            assert_eq!(got.map(|mode| mode.0), want, "for {text:?}");
+        }
+        assert_eq!(SocketMode::default().to_string(), "0600");
+        assert!(!SocketMode::OWN.lets_others_in() && SocketMode(0o660).lets_others_in());
     }
 
     #[tokio::test(start_paused = true)]

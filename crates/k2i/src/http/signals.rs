@@ -8,24 +8,31 @@ use axum::extract::{Path, Request};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
-use axum::{RequestExt, Router};
+use axum::{Extension, RequestExt, Router};
 use kumo_abi::ProcessId;
 use serde::Deserialize;
 use serde_json::json;
 use tokio::task::spawn_blocking;
+use utoipa::{OpenApi, ToSchema};
 
-use super::guard::check_change;
-use super::{Api, Refused, chain};
+use super::guard::allow;
+use super::{Api, Did, Refused, chain};
 use crate::encode::document;
 use crate::signal::{Signal, SignalError, Target};
+use kumo_abi::rights::Scope;
 
 pub(super) fn routes() -> Router<Arc<Api>> {
     Router::new().route("/v2/proc/{id}/signal", post(signal))
 }
 
+#[derive(OpenApi)]
+#[openapi(paths(signal))]
+pub(super) struct Paths;
+
 /// What is sent.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = SignalAsked)]
 struct Asked {
     /// A name or number.
     signal: String,
@@ -34,11 +41,31 @@ struct Asked {
     force: bool,
 }
 
+/// A signal that was sent.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "it is its form that is shown")]
+pub(super) struct SignalSent {
+    id: String,
+    signal: String,
+    sent: bool,
+}
+
+/// Sends a signal to a process, and to nobody else; it takes the right `signal`
+#[utoipa::path(
+    post, path = "/v2/proc/{id}/signal",
+    params(("id" = String, Path, description = "PID or PID@START, as column `id` shows it")),
+    request_body = Asked,
+    responses(
+        (status = 200, body = SignalSent),
+        (status = 409, description = "The number belongs to another process"),
+        (status = 501, description = "The kernel is too old for it"),
+    ),
+)]
 async fn signal(
     id: Result<Path<String>, PathRejection>,
     request: Request,
 ) -> Result<Response, Refused> {
-    check_change(request.extensions())?;
+    allow(request.extensions(), Scope::Signal)?;
     let Path(id) = id.map_err(|error| Refused::bad_request(error.body_text()))?;
     let body: Result<Bytes, BytesRejection> = request.extract().await;
     let body = body.map_err(|error| Refused::bad_request(error.body_text()))?;
@@ -53,9 +80,9 @@ async fn signal(
         tracing::error!("a signal failed: {error}");
         Refused::bug()
     })??;
-    tracing::info!("sent {signal} to process {id}");
     let sent = json!({ "id": id.to_string(), "signal": signal.to_string(), "sent": true });
-    Ok(([(header::CONTENT_TYPE, "application/json")], document(&sent)).into_response())
+    let did = Extension(Did(format!("sent {signal} to process {id}")));
+    Ok((did, [(header::CONTENT_TYPE, "application/json")], document(&sent)).into_response())
 }
 
 /// Who is meant.
@@ -125,6 +152,7 @@ mod tests {
     use super::*;
     use axum::body::Body;
     use http_body_util::BodyExt;
+    use kumo_abi::rights::{Asker, Rights, Who};
     use kumo_sys::Ended;
     use kumo_testbed::Zoo;
     use serde_json::Value;
@@ -143,9 +171,22 @@ mod tests {
     }
 
     async fn ask(via: Via, id: &str, body: impl Into<Body>) -> (u16, Value) {
+        ask_as(via, None, id, body).await
+    }
+
+    async fn ask_as(
+        via: Via,
+        rights: Option<Rights>,
+        id: &str,
+        body: impl Into<Body>,
+    ) -> (u16, Value) {
         let request = Request::post(format!("/v2/proc/{id}/signal")).header("host", "localhost");
         let mut request = request.body(body.into()).expect("a request");
         request.extensions_mut().insert(via);
+        if let Some(rights) = rights {
+            let who = Who::User(1000);
+            request.extensions_mut().insert(Asker { who, rights, ..Asker::default() });
+        }
         let answer = app().oneshot(request).await.expect("it always answers");
         let status = answer.status().as_u16();
         let body = answer.into_body().collect().await.expect("the body").to_bytes();
@@ -161,7 +202,7 @@ mod tests {
         let wrong = ProcessId { start_ns: id.start_ns + 50_000_000, ..id };
         let term = r#"{"signal":"TERM"}"#;
         let cases = [
-            (tcp, id.to_string(), term, 403, "read-only-address"),
+            (tcp, id.to_string(), term, 401, "unauthorized"),
             (Via::Unix, wrong.to_string(), term, 409, "other-process"),
             (Via::Unix, "1".to_owned(), term, 403, "protected"),
             (Via::Unix, "1@5".to_owned(), term, 403, "protected"),
@@ -182,7 +223,15 @@ mod tests {
         assert_eq!(ask(Via::Unix, &id.to_string(), long).await.0, 400);
         assert_eq!(target.wait(Some(std::time::Duration::ZERO)).expect("poll"), Ended::NotYet);
 
-        let (status, sent) = ask(Via::Fabric, &id.to_string(), r#"{"signal":"9"}"#).await;
+        // Another node says for whom it asks, and that counts.
+        let kill = r#"{"signal":"9"}"#;
+        for (rights, want) in [(None, 401), (Some(Rights::VIEW), 403)] {
+            let (status, _) = ask_as(Via::Fabric, rights, &id.to_string(), kill).await;
+            assert_eq!(status, want, "for {rights:?}");
+        }
+        assert_eq!(target.wait(Some(std::time::Duration::ZERO)).expect("poll"), Ended::NotYet);
+        let may = Some(Rights::VIEW.with(Scope::Signal));
+        let (status, sent) = ask_as(Via::Fabric, may, &id.to_string(), kill).await;
         assert_eq!(status, 200, "{sent}");
         assert_eq!(sent, json!({ "id": id.to_string(), "signal": "KILL", "sent": true }));
         assert_eq!(target.wait(None).expect("poll"), Ended::Yes);

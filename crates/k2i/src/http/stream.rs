@@ -1,7 +1,8 @@
 //! Answers that do not end: lines or server-sent events, for as long as the client stays.
 //!
 //! A stream holds a place among [`STREAMS_MAX`], a task and a few pieces. It ends when its client goes
-//! or takes nothing for [`super::serve::WRITE_STALL_MAX`], and when the server stops.
+//! or takes nothing for [`super::serve::WRITE_STALL_MAX`], when he may listen no more, and when the server
+//! stops.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -16,6 +17,7 @@ use bytes::Bytes;
 use hyper::body::Frame;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 
+use super::access::Listener;
 use super::guard::Via;
 use super::{Api, Refused, accept};
 
@@ -81,6 +83,7 @@ pub(super) struct Teller {
     form: Form,
     pieces: mpsc::Sender<Bytes>,
     stopping: Option<watch::Receiver<bool>>,
+    listener: Listener,
     _place: OwnedSemaphorePermit,
 }
 
@@ -94,9 +97,14 @@ impl Teller {
 
     /// Waits until the client has room.
     pub(super) async fn tell(&mut self, piece: Vec<u8>) -> Result<(), Over> {
+        // A token that was taken back is none, also for who has begun to listen.
+        if !self.listener.may_still() {
+            return Err(Over);
+        }
         let sent = self.pieces.send(piece.into());
         tokio::select! {
             sent = sent => sent.map_err(|_| Over),
+            () = self.listener.dismissed() => Err(Over),
             () = stopped(&mut self.stopping) => Err(Over),
         }
     }
@@ -104,9 +112,12 @@ impl Teller {
     /// Waits for what is to be told next, and meanwhile tells that nothing happens.
     pub(super) async fn next<T>(&mut self, what: impl Future<Output = T>) -> Result<T, Over> {
         let mut what = std::pin::pin!(what);
+        let mut dismissed = std::pin::pin!(self.listener.dismissed());
         loop {
             tokio::select! {
                 done = &mut what => return Ok(done),
+                // Nor is he told by silence that all is well.
+                () = &mut dismissed => return Err(Over),
                 () = self.pieces.closed() => return Err(Over),
                 () = stopped(&mut self.stopping) => return Err(Over),
                 () = tokio::time::sleep(STREAM_QUIET_MAX) => {
@@ -145,7 +156,8 @@ pub(super) fn begin(
     response.headers_mut().insert(header::CONTENT_TYPE, form.content_type());
     response.extensions_mut().insert(Endless);
     let stopping = request.get::<Stopping>().map(|Stopping(stopping)| stopping.clone());
-    Ok((response, Teller { form, pieces, stopping, _place: place }))
+    let listener = Listener::of(&api.access, request);
+    Ok((response, Teller { form, pieces, stopping, listener, _place: place }))
 }
 
 /// Refuses who cannot be told without an end.
@@ -153,8 +165,8 @@ pub(super) fn check(request: &Extensions) -> Result<(), Refused> {
     if request.get::<Via>() != Some(&Via::Fabric) {
         return Ok(());
     }
-    let detail = "streams are told by the node of their own host; of many hosts ask for \
-        /v2/all/proc?ended=1 again and again";
+    let detail = "streams are told by the node of their own host; of many hosts `kumo ps --all --ended`, \
+        or /v2/all/proc?ended=1, tells what has ended";
     Err(Refused::bad_request(detail))
 }
 

@@ -5,9 +5,12 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::{InconsistentKeys, ServerConfig};
+use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::ClientCertVerifier;
+use rustls::{InconsistentKeys, RootCertStore, ServerConfig};
 
 /// Longest certificate or key file. A chain of a dozen certificates is still well below it.
 const PEM_BYTES_MAX: u64 = 1024 * 1024;
@@ -19,6 +22,8 @@ pub struct TlsFiles {
     pub cert: PathBuf,
     /// The private key, PEM.
     pub key: PathBuf,
+    /// The authorities whose certificates say who asks, PEM; nobody shows one where there is none.
+    pub clients: Option<PathBuf>,
 }
 
 /// Why a certificate cannot be used. Nothing was served with it.
@@ -58,12 +63,20 @@ pub enum TlsError {
     },
     /// They are of different pairs.
     #[error("key {} is not that of certificate {}; give the two that belong together", .0.key.display(), .0.cert.display())]
-    Mismatch(TlsFiles),
+    Mismatch(Box<TlsFiles>),
+    /// An authority whose certificates nobody can check.
+    #[error("the certificates in {} are of no authority", path.display())]
+    Clients {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        source: rustls::Error,
+    },
     /// TLS does not take them.
     #[error("certificate {} and key {} cannot be used", .files.cert.display(), .files.key.display())]
     Refused {
         /// The files.
-        files: TlsFiles,
+        files: Box<TlsFiles>,
         /// Why.
         source: rustls::Error,
     },
@@ -87,18 +100,46 @@ pub fn load(files: &TlsFiles) -> Result<Arc<ServerConfig>, TlsError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let refused = |source: rustls::Error| match source {
         rustls::Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => {
-            TlsError::Mismatch(files.clone())
+            TlsError::Mismatch(Box::new(files.clone()))
         }
-        source => TlsError::Refused { files: files.clone(), source },
+        source => TlsError::Refused { files: Box::new(files.clone()), source },
     };
-    let mut config = ServerConfig::builder_with_provider(provider)
+    let clients = match &files.clients {
+        Some(path) => Some(verifier(path, Arc::clone(&provider))?),
+        None => None,
+    };
+    let config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
-        .map_err(refused)?
-        .with_no_client_auth()
-        .with_single_cert(certs, key)
         .map_err(refused)?;
+    let config = match clients {
+        Some(verifier) => config.with_client_cert_verifier(verifier),
+        None => config.with_no_client_auth(),
+    };
+    let mut config = config.with_single_cert(certs, key).map_err(refused)?;
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(Arc::new(config))
+}
+
+/// Believes certificates of the authorities in a file. Who shows none may come in all the same: he may
+/// have a token.
+fn verifier(
+    path: &Path,
+    provider: Arc<CryptoProvider>,
+) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
+    let text = read("certificate", path)?;
+    let certs: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&text).collect();
+    let certs = certs.map_err(|error| form("certificate", path, error))?;
+    if certs.is_empty() {
+        return Err(form("certificate", path, pem::Error::NoItemsFound));
+    }
+    let unusable = |source: rustls::Error| TlsError::Clients { path: path.to_owned(), source };
+    let mut roots = RootCertStore::empty();
+    for cert in certs {
+        roots.add(cert).map_err(unusable)?;
+    }
+    let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+    let verifier = builder.allow_unauthenticated().build();
+    verifier.map_err(|error| unusable(rustls::Error::General(error.to_string())))
 }
 
 fn read(what: &'static str, path: &Path) -> Result<Vec<u8>, TlsError> {

@@ -16,11 +16,13 @@ use axum::http::{HeaderValue, header};
 use axum::response::Response;
 use axum::routing::get;
 use axum::{Extension, Json, Router};
+use kumo_abi::rights::Lines;
 use kumo_abi::{TICK_NS, text_list_items};
 use serde_json::json;
+use utoipa::OpenApi;
 
 use super::body::{Pieces, begin};
-use super::guard::Via;
+use super::guard::{Shown, Via};
 use super::{Api, Refused, Turn};
 use crate::collect::CollectorKind;
 use crate::encode::write_text;
@@ -29,9 +31,9 @@ use crate::table::{Parts, Process, Table};
 
 pub(super) fn routes() -> Router<Arc<Api>> {
     Router::new()
-        .route("/v1/", get(async || "root response!"))
-        .route("/v1", get(async || "root response!"))
-        .route("/v1/hello", get(async || "hello!"))
+        .route("/v1/", get(root))
+        .route("/v1", get(root))
+        .route("/v1/hello", get(hello))
         .route("/v1/config", get(config))
         .route("/v1/proc", get(all))
         .route("/v1/proc/pid/{pid}", get(by_pid))
@@ -41,9 +43,26 @@ pub(super) fn routes() -> Router<Arc<Api>> {
         .route("/v1/k2i", get(own))
 }
 
+#[derive(OpenApi)]
+#[openapi(paths(root, hello, config, all, by_pid, own, by_cmd))]
+pub(super) struct Paths;
+
 type Reply = Result<Response, Refused>;
 
-/// Where the server listens.
+/// That there is such an API
+#[utoipa::path(get, path = "/v1/", responses((status = 200, body = String, content_type = "text/plain")))]
+async fn root() -> &'static str {
+    "root response!"
+}
+
+/// That the server answers
+#[utoipa::path(get, path = "/v1/hello", responses((status = 200, body = String, content_type = "text/plain")))]
+async fn hello() -> &'static str {
+    "hello!"
+}
+
+/// Where the server listens
+#[utoipa::path(get, path = "/v1/config", responses((status = 200, body = Object)))]
 async fn config(via: Option<Extension<Via>>) -> Json<serde_json::Value> {
     let (hostname, port) = match via {
         Some(Extension(Via::Tcp { local, .. })) => (local.ip().to_string(), local.port()),
@@ -53,42 +72,65 @@ async fn config(via: Option<Extension<Via>>) -> Json<serde_json::Value> {
     Json(json!({ "hostname": hostname, "port": port, "threads": threads }))
 }
 
-async fn all(State(api): State<Arc<Api>>) -> Reply {
-    api.answer(|engine, turn| {
+/// The process table with the keys of the original k2i
+#[utoipa::path(get, path = "/v1/proc", responses((status = 200, body = Vec<Object>)))]
+async fn all(State(api): State<Arc<Api>>, Shown(lines): Shown) -> Reply {
+    api.answer(move |engine, turn| {
         let table = read(engine, &turn)?;
         let every = (0..table.rows.len()).collect();
-        Ok(respond(engine, turn, table, every))
+        Ok(respond(engine, turn, table, every, lines))
     })
     .await
 }
 
-async fn by_pid(State(api): State<Arc<Api>>, pid: Result<Path<String>, PathRejection>) -> Reply {
-    one(&api, super::parse_pid(pid)?).await
+/// One process with the keys of the original k2i
+#[utoipa::path(
+    get, path = "/v1/proc/{pid}",
+    params(("pid" = i32, Path, description = "Process number", minimum = 1)),
+    responses((status = 200, body = Vec<Object>)),
+)]
+async fn by_pid(
+    State(api): State<Arc<Api>>,
+    Shown(lines): Shown,
+    pid: Result<Path<String>, PathRejection>,
+) -> Reply {
+    one(&api, super::parse_pid(pid)?, lines).await
 }
 
-async fn own(State(api): State<Arc<Api>>) -> Reply {
-    one(&api, std::process::id() as i32).await
+/// The server itself, as a process
+#[utoipa::path(get, path = "/v1/proc/self", responses((status = 200, body = Vec<Object>)))]
+async fn own(State(api): State<Arc<Api>>, Shown(lines): Shown) -> Reply {
+    one(&api, std::process::id() as i32, lines).await
 }
 
-async fn one(api: &Api, pid: i32) -> Reply {
+async fn one(api: &Api, pid: i32, lines: Lines) -> Reply {
     api.answer(move |engine, turn| {
         let table = read(engine, &turn)?;
         let found = table.rows.binary_search_by_key(&pid, |row| row.pid);
         let index = found.map_err(|_| Refused::no_process(pid))?;
-        Ok(respond(engine, turn, table, vec![index]))
+        Ok(respond(engine, turn, table, vec![index], lines))
     })
     .await
 }
 
-/// Processes whose name contains a text.
-async fn by_cmd(State(api): State<Arc<Api>>, text: Result<Path<String>, PathRejection>) -> Reply {
+/// Processes whose name contains a text
+#[utoipa::path(
+    get, path = "/v1/proc/cmd/{text}",
+    params(("text" = String, Path, description = "Part of a name")),
+    responses((status = 200, body = Vec<Object>)),
+)]
+async fn by_cmd(
+    State(api): State<Arc<Api>>,
+    Shown(lines): Shown,
+    text: Result<Path<String>, PathRejection>,
+) -> Reply {
     let Path(text) = text.map_err(|error| Refused::bad_request(error.body_text()))?;
     api.answer(move |engine, turn| {
         let table = read(engine, &turn)?;
         let finder = memchr::memmem::Finder::new(text.as_bytes());
         let fits = |index: &usize| finder.find(table.rows[*index].comm.as_bytes()).is_some();
         let fitting = (0..table.rows.len()).filter(fits).collect();
-        Ok(respond(engine, turn, table, fitting))
+        Ok(respond(engine, turn, table, fitting, lines))
     })
     .await
 }
@@ -106,10 +148,17 @@ fn read(engine: &Engine, turn: &Turn) -> Result<Arc<Table>, Refused> {
     Ok(engine.table(turn.age_max(Duration::ZERO), parts)?)
 }
 
-fn respond(engine: &Arc<Engine>, turn: Turn, table: Arc<Table>, picked: Vec<usize>) -> Response {
+fn respond(
+    engine: &Arc<Engine>,
+    turn: Turn,
+    table: Arc<Table>,
+    picked: Vec<usize>,
+    lines: Lines,
+) -> Response {
     let names = Names { engine: Arc::clone(engine), users: HashMap::new(), groups: HashMap::new() };
     let page_bytes = rustix::param::page_size() as u64;
-    let rows = Rows { table, picked: picked.into_iter(), names, page_bytes, begun: false };
+    let style = Style { page_bytes, lines };
+    let rows = Rows { table, picked: picked.into_iter(), names, style, begun: false };
     let mut response = Response::new(begin(rows, turn.place));
     let json = HeaderValue::from_static("application/json");
     response.headers_mut().insert(header::CONTENT_TYPE, json);
@@ -121,8 +170,15 @@ struct Rows {
     table: Arc<Table>,
     picked: std::vec::IntoIter<usize>,
     names: Names,
-    page_bytes: u64,
+    style: Style,
     begun: bool,
+}
+
+/// What is the same for all rows of an answer.
+#[derive(Clone, Copy)]
+struct Style {
+    page_bytes: u64,
+    lines: Lines,
 }
 
 /// Rows in one piece: some tens of KiB.
@@ -142,9 +198,9 @@ impl Pieces for Rows {
             if row.cmdline_long {
                 let mut whole = row.clone();
                 self.names.engine.complete(&mut whole, Parts::CMDLINE);
-                write_row(out, &whole, percent, self.page_bytes, &mut self.names);
+                write_row(out, &whole, percent, self.style, &mut self.names);
             } else {
-                write_row(out, row, percent, self.page_bytes, &mut self.names);
+                write_row(out, row, percent, self.style, &mut self.names);
             }
         }
         true
@@ -182,9 +238,10 @@ fn write_row(
     out: &mut Vec<u8>,
     row: &Process,
     cpu_percent: f32,
-    page_bytes: u64,
+    style: Style,
     names: &mut impl NameOf,
 ) {
+    let Style { page_bytes, lines } = style;
     let pages = |bytes: u64| bytes / page_bytes;
     let kib = |bytes: u64| bytes / 1024;
     let ticks = |ns: u64| ns / TICK_NS;
@@ -240,7 +297,10 @@ fn write_row(
     keys.int("cmin_flt", row.cmin_flt);
     keys.int("cmaj_flt", row.cmaj_flt);
     keys.text("environ", b"");
-    keys.texts("cmdline", row.cmdline.iter().flat_map(|line| text_list_items(line.argv())));
+    keys.texts(
+        "cmdline",
+        row.cmdline.iter().flat_map(|line| text_list_items(line.shown(lines).argv())),
+    );
     keys.texts("cgroup", row.cgroup.iter().flat_map(|text| cgroup_lines(text)));
     keys.text("supgid", b"");
     keys.text("supgrp", b"");
@@ -353,7 +413,13 @@ mod tests {
 
     fn row(process: &Process) -> serde_json::Map<String, serde_json::Value> {
         let mut out = Vec::new();
-        write_row(&mut out, process, 12.6, 4096, &mut Numbers);
+        write_row(
+            &mut out,
+            process,
+            12.6,
+            Style { page_bytes: 4096, lines: Lines::Whole },
+            &mut Numbers,
+        );
         serde_json::from_slice(&out).expect("a JSON object")
     }
 

@@ -8,17 +8,21 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Query as UrlQuery, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Uri, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use kumo_abi::limits::MAX_AGE_MS_MAX;
 use kumo_abi::proc::{COLUMNS_DEFAULT, Column, PROC};
-use kumo_abi::{Meta, Query, QueryText};
+use kumo_abi::relation::{PROCESSES, RELATIONS};
+use kumo_abi::{Meta, Query, QueryText, Relation};
 use serde::Deserialize;
 use serde_json::json;
+use utoipa::{IntoParams, OpenApi, ToSchema};
 
 use super::body::{Pieces, Whole, begin};
+use super::guard::Shown;
+use super::openapi::{ProcessRow, Rows};
 use super::{Api, Refused, accept, deltas, parse_pid};
 use crate::encode::document;
 use crate::engine::{Answer, Format, Question};
@@ -38,23 +42,123 @@ pub(super) fn routes() -> Router<Arc<Api>> {
         .route("/v2/proc/{pid}", get(process))
         .route("/v2/proc/{pid}/tree", get(tree))
         .route("/v2/columns", get(columns))
+        .route("/v2/columns/{table}", get(columns_of))
         .route("/v2/host", get(host))
+        .route("/v2/history", get(history))
+}
+
+#[derive(OpenApi)]
+#[openapi(paths(table, process, tree, columns, columns_of, host, history))]
+pub(super) struct Paths;
+
+/// The parameters of a query for rows: [`QUERY_PARAMETERS`], as the document shows them.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+#[expect(dead_code, reason = "it is its form that is shown")]
+pub(super) struct QueryParameters {
+    /// Columns with commas in between, or aggregates: `count()`, `sum(COLUMN)`, `max(COLUMN)`; with `+`
+    /// in front they are added to the usual ones
+    columns: Option<String>,
+    /// A condition in CEL over the columns, such as `rss > 100*MiB && user == "root"`
+    filter: Option<String>,
+    /// Columns to sort by, each with `-` in front for the largest first
+    sort: Option<String>,
+    /// How many rows at most
+    #[param(minimum = 1, maximum = 4_294_967_295_u32)]
+    limit: Option<u64>,
+    /// Columns to group by; others are aggregates then
+    group: Option<String>,
+    /// 1 for processes that have ended
+    #[param(pattern = "^[01]$")]
+    ended: Option<String>,
+    /// The table as it was then: RFC 3339, milliseconds since the Unix epoch, or a span before now: -600s
+    at: Option<String>,
+    /// How old the table may be, in milliseconds
+    #[param(minimum = 0, maximum = 60_000)]
+    max_age_ms: Option<u64>,
+}
+
+/// What can be said of a question about one process.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+#[expect(dead_code, reason = "it is its form that is shown")]
+struct OneParameters {
+    /// Columns with commas in between
+    columns: Option<String>,
+    /// How old the table may be, in milliseconds
+    #[param(minimum = 0, maximum = 60_000)]
+    max_age_ms: Option<u64>,
+}
+
+/// A process and its children, they with theirs.
+#[derive(ToSchema)]
+#[schema(no_recursion)]
+#[expect(dead_code, reason = "it is its form that is shown")]
+pub(super) struct ProcessTree {
+    pid: i32,
+    ppid: i32,
+    children: Vec<ProcessTree>,
+    /// How many descendants are too deep to be shown
+    #[schema(required = false)]
+    descendants_left_out: u64,
+}
+
+/// What can be asked of the process table.
+#[derive(ToSchema)]
+#[expect(dead_code, clippy::struct_field_names, reason = "it is its form that is shown")]
+pub(super) struct Columns {
+    table: String,
+    /// Those that are shown where nobody says which
+    default: Vec<String>,
+    aggregates: Vec<String>,
+    columns: Vec<ColumnShown>,
+}
+
+/// A column of a table.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "it is its form that is shown")]
+pub(super) struct ColumnShown {
+    name: String,
+    aliases: Vec<String>,
+    kind: String,
+    unit: String,
+    heading: String,
+    about: String,
 }
 
 type Reply = Result<Response, Refused>;
 
-/// `GET /v2/proc`: rows as a query asks for them.
-async fn table(State(api): State<Arc<Api>>, uri: Uri, headers: HeaderMap) -> Reply {
+/// Rows of the process table, as a query asks for them
+///
+/// With `since` what has changed since that generation of the answer to the same question. As lines
+/// (NDJSON) what an answer says about itself is in headers.
+#[utoipa::path(
+    get, path = "/v2/proc",
+    params(QueryParameters, (
+        "since" = Option<u64>, Query, description = "A generation, as an earlier answer gave it; 0 begins",
+        minimum = 0,
+    )),
+    responses(
+        (status = 200, content((Rows = "application/json"), (String = "application/x-ndjson"))),
+        (status = 501, description = "Events are not taken here, so that ended processes are not known"),
+    ),
+)]
+async fn table(
+    State(api): State<Arc<Api>>,
+    Shown(lines): Shown,
+    uri: Uri,
+    headers: HeaderMap,
+) -> Reply {
     let (since, pairs) = deltas::take_since(parameters(&uri, &with("since"))?)?;
     if let Some(since) = since {
-        return deltas::since(api, &headers, Asked::of(pairs)?, since).await;
+        return deltas::since(api, &headers, Asked::of(pairs)?, since, lines).await;
     }
     let form = accept::choose(&headers, &[JSON, NDJSON])?;
     let Asked { query, max_age } = Asked::of(pairs)?;
     let query = Query::parse(&query, &PROC, COLUMNS_DEFAULT)?;
     api.answer(move |engine, turn| {
         let max_age = turn.age_max(max_age);
-        let answer = engine.ask(Question { query, pids: None, max_age })?;
+        let answer = engine.ask(Question { query, pids: None, max_age, lines })?;
         let headers = meta_headers(&answer.meta);
         let format = if form == NDJSON { Format::NdJson } else { Format::Json };
         Ok(respond(form, headers, begin(Encoded { answer, format }, turn.place)))
@@ -62,9 +166,15 @@ async fn table(State(api): State<Arc<Api>>, uri: Uri, headers: HeaderMap) -> Rep
     .await
 }
 
-/// `GET /v2/proc/{pid}`: one object with all columns, or those asked for.
+/// One process with all columns but costly ones, or those asked for
+#[utoipa::path(
+    get, path = "/v2/proc/{pid}",
+    params(("pid" = i32, Path, description = "Process number", minimum = 1), OneParameters),
+    responses((status = 200, body = ProcessRow)),
+)]
 async fn process(
     State(api): State<Arc<Api>>,
+    Shown(lines): Shown,
     pid: Result<Path<String>, PathRejection>,
     uri: Uri,
     headers: HeaderMap,
@@ -73,7 +183,8 @@ async fn process(
         about_one(pid, &uri, &headers, |columns| columns.unwrap_or_else(all_columns))?;
     api.answer(move |engine, turn| {
         let max_age = turn.age_max(max_age);
-        let mut answer = engine.ask(Question { query, pids: Some(vec![pid]), max_age })?;
+        let pids = Some(vec![pid]);
+        let mut answer = engine.ask(Question { query, pids, max_age, lines })?;
         let row = write_whole(&mut answer);
         if row.is_empty() {
             return Err(Refused::no_process(pid));
@@ -83,13 +194,23 @@ async fn process(
     .await
 }
 
-/// `GET /v2/proc/{pid}/tree`: one process with its `children`, they with theirs.
+/// One process with its `children`, they with theirs
+#[utoipa::path(
+    get, path = "/v2/proc/{pid}/tree",
+    params(("pid" = i32, Path, description = "Process number", minimum = 1), OneParameters),
+    responses((status = 200, body = ProcessTree)),
+)]
 async fn tree(
     State(api): State<Arc<Api>>,
+    Shown(lines): Shown,
     pid: Result<Path<String>, PathRejection>,
     uri: Uri,
     headers: HeaderMap,
 ) -> Reply {
+    if parameters(&uri, &["columns", "at", "max_age_ms"])?.iter().any(|(name, _)| name == "at") {
+        let detail = "a tree is of now; /v2/proc?at= has every process with its ppid";
+        return Err(Refused::bad_request(detail));
+    }
     let (root, query, max_age) = about_one(pid, &uri, &headers, |columns| {
         // The rows must say whose children they are.
         let columns = columns.as_deref().unwrap_or(COLUMNS_DEFAULT);
@@ -100,7 +221,7 @@ async fn tree(
         let parents: Vec<_> = seen.rows.iter().map(|row| (row.pid, row.ppid)).collect();
         let pids = family(root, &parents);
         let max_age = turn.age_max(max_age);
-        let mut answer = engine.ask(Question { query, pids: Some(pids), max_age })?;
+        let mut answer = engine.ask(Question { query, pids: Some(pids), max_age, lines })?;
         let body = write_tree(root, &write_whole(&mut answer));
         let body = body.ok_or_else(|| Refused::no_process(root))?;
         Ok(respond(JSON, meta_headers(&answer.meta), begin(Whole(body), turn.place)))
@@ -118,7 +239,7 @@ fn about_one(
 ) -> Result<(i32, Query, Duration), Refused> {
     accept::choose(headers, &[JSON])?;
     let pid = parse_pid(pid)?;
-    let Asked { mut query, max_age } = Asked::parse(uri, &["columns", "max_age_ms"])?;
+    let Asked { mut query, max_age } = Asked::parse(uri, &["columns", "at", "max_age_ms"])?;
     query.columns = Some(columns(query.columns.take()));
     let query = Query::parse(&query, &PROC, COLUMNS_DEFAULT)?;
     if query.is_grouped() {
@@ -128,11 +249,39 @@ fn about_one(
     Ok((pid, query, max_age))
 }
 
-/// `GET /v2/columns`: what can be asked for.
+/// The columns of the process table
+#[utoipa::path(get, path = "/v2/columns", responses((status = 200, body = Columns)))]
 async fn columns(uri: Uri, headers: HeaderMap) -> Reply {
-    accept::choose(&headers, &[JSON])?;
-    Asked::parse(&uri, &[])?;
-    let columns: Vec<_> = PROC
+    describe(&PROCESSES, &uri, &headers)
+}
+
+/// The columns of another table
+#[utoipa::path(
+    get, path = "/v2/columns/{table}",
+    params(("table" = String, Path, description = "proc, sockets or files")),
+    responses((status = 200, body = Columns)),
+)]
+async fn columns_of(
+    table: Result<Path<String>, PathRejection>,
+    uri: Uri,
+    headers: HeaderMap,
+) -> Reply {
+    let Path(table) = table.map_err(|error| Refused::bad_request(error.body_text()))?;
+    let relation = RELATIONS.into_iter().find(|relation| relation.path == table);
+    let relation = relation.ok_or_else(|| {
+        let names: Vec<_> = RELATIONS.iter().map(|relation| relation.path).collect();
+        let detail =
+            format!("there is no table `{}`; there are {}", table.escape_debug(), names.join(", "));
+        Refused::new(StatusCode::NOT_FOUND, "not-found", "There is no such address", detail)
+    })?;
+    describe(relation, &uri, &headers)
+}
+
+fn describe(relation: &Relation, uri: &Uri, headers: &HeaderMap) -> Reply {
+    accept::choose(headers, &[JSON])?;
+    Asked::parse(uri, &[])?;
+    let columns: Vec<_> = relation
+        .schema
         .columns
         .iter()
         .map(|column| {
@@ -146,20 +295,44 @@ async fn columns(uri: Uri, headers: HeaderMap) -> Reply {
             })
         })
         .collect();
-    let default: Vec<_> = COLUMNS_DEFAULT.split(',').collect();
+    let default: Vec<_> = relation.columns_default.split(',').collect();
     let aggregates = ["count()", "sum(COLUMN)", "max(COLUMN)"];
     let described = json!({
-        "table": PROC.name, "default": default, "aggregates": aggregates, "columns": columns,
+        "table": relation.schema.name, "default": default, "aggregates": aggregates, "columns": columns,
     });
     Ok(Json(described).into_response())
 }
 
-/// `GET /v2/host`: the host itself.
+/// The host: kernel, CPUs, memory, load, pressure
+#[utoipa::path(get, path = "/v2/host", responses((status = 200, body = HostReport)))]
 async fn host(State(api): State<Arc<Api>>, uri: Uri, headers: HeaderMap) -> Reply {
     accept::choose(&headers, &[JSON])?;
     Asked::parse(&uri, &[])?;
     let report = api.answer(|engine, _turn| Ok(HostReport::read(engine)?)).await?;
     Ok(([(header::CONTENT_TYPE, JSON)], document(&report)).into_response())
+}
+
+/// How far back `at` reaches, and what that costs
+#[utoipa::path(
+    get,
+    path = "/v2/history",
+    params((
+        "moments" = Option<u8>, Query, description = "1 lists of when each record is, in milliseconds since 1970",
+        minimum = 0, maximum = 1,
+    )),
+    responses((status = 200, body = Object)),
+)]
+async fn history(State(api): State<Arc<Api>>, uri: Uri, headers: HeaderMap) -> Reply {
+    accept::choose(&headers, &[JSON])?;
+    let mut asked = parameters(&uri, &["moments"])?;
+    let each = match asked.pop() {
+        Some((name, value)) => parse_flag(&name, &value)?,
+        None => false,
+    };
+    let engine = api.engine();
+    let report = if each { engine.history_of_all() } else { engine.history_report() };
+    let report = document(&report);
+    Ok(([(header::CONTENT_TYPE, JSON)], report).into_response())
 }
 
 /// What the query of an address asks for.
@@ -173,7 +346,10 @@ pub struct Asked {
 
 /// The parameters of a query for rows.
 pub const QUERY_PARAMETERS: &[&str] =
-    &["columns", "filter", "sort", "limit", "group", "ended", "max_age_ms"];
+    &["columns", "filter", "sort", "limit", "group", "ended", "at", "max_age_ms"];
+
+/// The same for tables of what is there now.
+pub const OPEN_PARAMETERS: &[&str] = &["columns", "filter", "sort", "limit", "group", "max_age_ms"];
 
 /// These, and one more.
 pub(super) fn with(more: &'static str) -> Vec<&'static str> {
@@ -202,6 +378,7 @@ impl Asked {
                 "sort" => asked.query.sort = Some(value),
                 "limit" => asked.query.limit = Some(value),
                 "group" => asked.query.group = Some(value),
+                "at" => asked.query.at = Some(value),
                 "ended" => asked.query.ended = parse_flag(&name, &value)?,
                 _ => asked.max_age = parse_max_age(&value)?,
             }
@@ -265,9 +442,10 @@ fn unknown_parameter(name: &str, known: &[&str]) -> Refused {
     Refused::bad_request(format!("unknown parameter `{name}`; {known}"))
 }
 
-/// Every column, for an answer about one process.
+/// Every column that is not too costly, for an answer about one process.
 fn all_columns() -> String {
-    let names: Vec<_> = PROC.columns.iter().map(|column| column.name).collect();
+    let all = Column::ALL.iter().filter(|column| !Column::COSTLY.contains(column));
+    let names: Vec<_> = all.map(|column| column.spec().name).collect();
     names.join(",")
 }
 
@@ -336,6 +514,9 @@ pub(super) fn meta_headers(meta: &Meta) -> HeaderMap {
     headers.extend(numbers.map(|(name, number)| (name, HeaderValue::from(number))));
     if meta.lost > 0 {
         headers.insert(HeaderName::from_static("kumo-lost"), HeaderValue::from(meta.lost));
+    }
+    if let Some(unseen) = meta.unseen.as_deref().and_then(|text| HeaderValue::from_str(text).ok()) {
+        headers.insert(HeaderName::from_static("kumo-unseen"), unseen);
     }
     headers
 }
@@ -460,6 +641,7 @@ mod tests {
             limit: some("20"),
             group: None,
             ended: false,
+            at: None,
         };
         assert_eq!(asked, Asked { query, max_age: Duration::from_millis(500) });
         for columns in ["columns=+exe", "columns=%2Bexe"] {

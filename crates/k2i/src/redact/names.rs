@@ -13,6 +13,10 @@ pub(super) enum Name {
     Pair,
     /// The text of a header.
     Header,
+    /// Names of secrets with their values: `NAME=VALUE`, each a secret.
+    Literal,
+    /// Something that is a secret if it looks like one: `--key=/etc/x.pem` is none.
+    Weak,
     /// Nothing that the name tells.
     Harmless,
 }
@@ -72,6 +76,65 @@ const SECRET: &[&str] = &[
     "sas",
     "sig",
     "signature",
+    "salt",
+    "pepper",
+    "hmac",
+    "mnemonic",
+    "passwords",
+    "pswd",
+    "contrasena",
+    "contraseña",
+    "kennwort",
+    "senha",
+    "certificatekey",
+    "setcookie",
+    "macopt",
+    "masterauth",
+    "userpasswd",
+    "secretaccesskey",
+    "accountpass",
+    "adminpass",
+];
+
+/// The same as single words only: within a name they say something else.
+const SECRET_ALONE: &[&str] = &["pat", "pw", "motdepasse", "upw", "opw", "xp", "ap", "apikeys"];
+
+/// Words at the end of a name whose value is a secret if it looks like one.
+const WEAK: &[&str] = &["key", "auth", "login", "seed", "license", "licence", "data", "code"];
+
+/// Words before `key` that say that it is none of secrets.
+const OTHER_KEYS: &[&str] = &[
+    "public",
+    "cache",
+    "sort",
+    "partition",
+    "primary",
+    "foreign",
+    "host",
+    "group",
+    "route",
+    "routing",
+    "hot",
+    "index",
+    "shard",
+    "row",
+    "map",
+    "order",
+    "config",
+    "label",
+    "sorting",
+    "query",
+    "object",
+    "unique",
+    "hash",
+    "range",
+    "dedup",
+    "idempotency",
+    "lookup",
+    "data",
+    "registry",
+    "s3",
+    "pub",
 ];
 
 /// Pairs of words that name one together.
@@ -102,6 +165,43 @@ const SECRET_PAIRS: &[(&str, &str)] = &[
     ("webhook", "url"),
     ("connection", "string"),
     ("auth", "code"),
+    ("unlock", "code"),
+    ("recovery", "code"),
+    ("security", "code"),
+    ("seed", "phrase"),
+    ("totp", "seed"),
+    ("recovery", "phrase"),
+    ("mac", "key"),
+    ("certificate", "key"),
+    ("subscription", "key"),
+    ("key", "data"),
+    ("de", "passe"),
+    ("sas", "url"),
+    ("hook", "url"),
+    ("key", "base"),
+    ("secret", "id"),
+    ("registration", "key"),
+    ("activation", "key"),
+    ("agent", "key"),
+    ("write", "key"),
+    ("read", "key"),
+    ("ingest", "key"),
+    ("integration", "key"),
+    ("consumer", "key"),
+    ("function", "key"),
+    ("instrumentation", "key"),
+    ("gpg", "key"),
+    ("hex", "key"),
+    ("cipher", "key"),
+    ("crypt", "key"),
+    ("wrapping", "key"),
+    ("recovery", "key"),
+    ("preshared", "key"),
+    ("auth", "string"),
+    ("conn", "string"),
+    ("connection", "str"),
+    ("connect", "string"),
+    ("basic", "token"),
 ];
 
 /// Last words that say: the value is about a secret, or says where one is.
@@ -191,26 +291,26 @@ const SWITCH: &[&str] = &[
 /// The words of a name, in lower case: at most as many as a name may sensibly have.
 fn words(name: &[u8]) -> Vec<String> {
     const WORDS_MAX: usize = 16;
-    let mut words: Vec<String> = vec![String::new()];
+    let mut words: Vec<Vec<u8>> = vec![Vec::new()];
     let mut before = b'-';
     for (index, byte) in name.iter().enumerate() {
         let follows = name.get(index + 1).copied().unwrap_or(b'-');
-        let parts = !byte.is_ascii_alphanumeric();
+        let parts = byte.is_ascii() && !byte.is_ascii_alphanumeric();
         // `dbPassword`, `APIKey`.
         let rises = byte.is_ascii_uppercase()
             && (before.is_ascii_lowercase()
                 || before.is_ascii_uppercase() && follows.is_ascii_lowercase());
         if (parts || rises) && words.last().is_some_and(|word| !word.is_empty()) {
-            words.push(String::new());
+            words.push(Vec::new());
         }
         if !parts && let Some(word) = words.last_mut() {
-            word.push(byte.to_ascii_lowercase() as char);
+            word.push(byte.to_ascii_lowercase());
         }
         before = *byte;
     }
     words.retain(|word| !word.is_empty());
     let skipped = words.len().saturating_sub(WORDS_MAX);
-    words.split_off(skipped)
+    words[skipped..].iter().map(|word| String::from_utf8_lossy(word).into_owned()).collect()
 }
 
 impl Name {
@@ -222,13 +322,25 @@ impl Name {
             return Name::Harmless;
         };
         match words[..] {
-            ["header" | "proxyheader" | "headers"] | ["proxy" | "http", "header"] => {
+            ["header" | "proxyheader" | "headers"]
+            | ["proxy" | "http", "header"]
+            | [.., "extraheader" | "httpheader"] => {
                 return Name::Header;
             }
-            ["user" | "userpwd"] | ["proxy", "user"] | ["basic" | "http", "auth"] => {
-                return Name::Pair;
-            }
+            ["user" | "userpwd" | "login" | "auth" | "basicauth"]
+            | ["proxy", "user"]
+            | [.., "basic" | "http" | "proxy", "auth"] => return Name::Pair,
+            ["from", "literal"] => return Name::Literal,
+            [one] if SECRET_ALONE.contains(&one) => return Name::Secret,
+            ["mot", "de", "passe"] => return Name::Secret,
+            // It keeps two clusters apart, and everybody sees it.
+            [.., "cluster", "token"] => return Name::Harmless,
             _ => {}
+        }
+        if words.contains(&"existing")
+            || matches!(words[..], [.., "key", "id"] | [.., "secret", "id", "accessor"])
+        {
+            return Name::Harmless;
         }
         if SWITCH.contains(first) && words.len() > 1 || ABOUT.contains(last) && !is_pair(&words) {
             return Name::Harmless;
@@ -239,14 +351,94 @@ impl Name {
             SECRET.contains(word)
                 || SECRET.contains(&word.trim_end_matches(|c: char| c.is_ascii_digit()))
         };
-        let glued = ["password", "passwd", "secret", "apikey", "passphrase"]
-            .iter()
-            .any(|end| trimmed.len() > end.len() && trimmed.ends_with(end));
+        let glued = [
+            "password",
+            "passwd",
+            "secret",
+            "apikey",
+            "passphrase",
+            "storepass",
+            "keypass",
+            "passwort",
+            "authtoken",
+            "accesstoken",
+            "secretkey",
+            "authkey",
+        ]
+        .iter()
+        .any(|end| trimmed.len() > end.len() && trimmed.ends_with(end));
+        let glued = glued || is_glued_short(trimmed);
         if words.iter().any(named) && is_value_word(last) || is_pair(&words) || glued {
             return Name::Secret;
         }
-        Name::Harmless
+        let other = matches!(words[..], [.., before, "key"] if OTHER_KEYS.contains(&before));
+        if WEAK.contains(last) && !other { Name::Weak } else { Name::Harmless }
     }
+}
+
+/// Whether a word is a short one for passwords behind another: `dbpass`, `smtppw`. Words of the language
+/// end so too.
+fn is_glued_short(word: &str) -> bool {
+    const WHOSE: &[&str] = &[
+        "db",
+        "root",
+        "smtp",
+        "imap",
+        "pop",
+        "ftp",
+        "admin",
+        "user",
+        "my",
+        "sql",
+        "mysql",
+        "pg",
+        "ldap",
+        "bind",
+        "http",
+        "proxy",
+        "mail",
+        "sudo",
+        "su",
+        "ssh",
+        "vnc",
+        "rdp",
+        "smb",
+        "wifi",
+        "key",
+        "cert",
+        "store",
+        "keystore",
+        "truststore",
+        "ks",
+        "enc",
+        "sasl",
+        "redis",
+        "mongo",
+        "rpc",
+        "web",
+        "app",
+        "api",
+        "repo",
+        "ansible",
+        "become",
+        "vault",
+        "svn",
+        "site",
+        "account",
+        "jmx",
+        "master",
+        "rabbitmq",
+        "login",
+        "src",
+        "dest",
+        "pfx",
+        "pkcs12",
+        "p12",
+        "zip",
+    ];
+    ["pass", "pw", "pwd", "token"]
+        .iter()
+        .any(|end| word.strip_suffix(end).is_some_and(|whose| WHOSE.contains(&whose)))
 }
 
 /// Whether the last two words name a secret together.
@@ -275,6 +467,17 @@ fn is_value_word(last: &str) -> bool {
         "old",
         "data",
         "base64",
+        "base",
+        "hex",
+        "hash",
+        "primary",
+        "secondary",
+        "current",
+        "master",
+        "slave",
+        "app",
+        "default",
+        "raw",
     ];
     let trimmed = last.trim_end_matches(|c: char| c.is_ascii_digit());
     [last, trimmed].iter().any(|word| SECRET.contains(word) || ALSO.contains(word))
@@ -305,40 +508,129 @@ pub(super) fn is_header_secret(name: &[u8]) -> bool {
             | "x-csrf-token"
             | "x-auth-key"
             | "ocp-apim-subscription-key"
-    ) || Name::of(name.as_bytes()) == Name::Secret
+    ) || matches!(Name::of(name.as_bytes()), Name::Secret)
+        || name.ends_with("-key") && name.starts_with("x-")
 }
 
-/// The name that an assignment between `begin` and `end` has, and where its value begins: after `=`, after
-/// `: `, after `":`. Quotes around the name are none of it.
-pub(super) fn assignment_name(text: &[u8], begin: usize, end: usize) -> Option<(&[u8], usize)> {
+/// How a header says what kind of secret follows: that is none itself.
+pub(super) fn is_scheme(word: &[u8]) -> bool {
+    const SCHEMES: &[&str] = &[
+        "bearer",
+        "basic",
+        "digest",
+        "token",
+        "apikey",
+        "api-key",
+        "negotiate",
+        "ntlm",
+        "key",
+        "bot",
+        "hawk",
+        "hmac",
+        "splunk",
+        "ssws",
+        "geniekey",
+        "oauth",
+        "sso-key",
+        "signature",
+        "mac",
+        "aws4-hmac-sha256",
+        "bearertoken",
+        "apitoken",
+    ];
+    SCHEMES.iter().any(|scheme| word.eq_ignore_ascii_case(scheme.as_bytes()))
+}
+
+/// Whether a name is that of a header whose whole line is the secret.
+pub(super) fn is_header_line(name: &[u8]) -> bool {
+    const LINES: &[&str] =
+        &["authorization", "proxy-authorization", "cookie", "set-cookie", "x-authorization"];
+    LINES.iter().any(|line| name.eq_ignore_ascii_case(line.as_bytes()))
+}
+
+/// How a name and its value are joined.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Joined {
+    /// By `:` rather than `=`.
+    pub(super) is_colon: bool,
+    /// The name stands in quotes.
+    pub(super) is_quoted: bool,
+}
+
+/// The name that an assignment between `begin` and `end` has, where its value begins (after `=`, `=>`, `:`),
+/// and how they are joined. Quotes around the name are none of it.
+pub(super) fn assignment_name(
+    text: &[u8],
+    begin: usize,
+    end: usize,
+) -> Option<(&[u8], usize, Joined)> {
     let piece = &text[begin..end];
-    let start =
-        piece.iter().take_while(|byte| matches!(byte, b'"' | b'\'' | b'-' | b'/' | b'@')).count();
+    let starts =
+        |byte: &u8| matches!(byte, b'"' | b'\'' | b'-' | b'/' | b'@' | b'$' | b'\\' | b'`' | b'<');
+    let start = piece.iter().take_while(|byte| starts(byte)).count();
     let len = piece[start..]
         .iter()
-        .take_while(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.'))
+        .take_while(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.') || **b >= 0x80)
         .count();
     if len == 0 || !piece[start..start + len].iter().any(u8::is_ascii_alphabetic) {
         return None;
     }
     let name = &piece[start..start + len];
     let mut at = begin + start + len;
-    let quoted = matches!(text.get(at), Some(b'"' | b'\''));
-    at += usize::from(quoted);
-    match text.get(at)? {
-        b'=' => at += 1,
-        // In JSON, YAML and headers; `host:port` and `image:tag` are no assignments.
-        b':' if quoted || text.get(at + 1) == Some(&b' ') || is_header_secret(name) => at += 1,
-        _ => return None,
+    // `\"password\":`, as in a document within a document.
+    at += usize::from(text.get(at) == Some(&b'\\'));
+    let is_quoted = matches!(text.get(at), Some(b'"' | b'\''));
+    at += usize::from(is_quoted);
+    // `os.environ['X'] = `
+    at += usize::from(is_quoted && text.get(at) == Some(&b']'));
+    let blanks = text[at..].iter().take_while(|byte| **byte == b' ').count();
+    if matches!(text.get(at + blanks), Some(b'='))
+        || is_quoted && text.get(at + blanks) == Some(&b':')
+    {
+        at += blanks;
     }
+    let is_colon = match text.get(at)? {
+        b'=' if text.get(at + 1) == Some(&b'=') => return None,
+        b'=' => {
+            at += 1 + usize::from(text.get(at + 1) == Some(&b'>'));
+            false
+        }
+        b':' if text.get(at + 1) == Some(&b'=') => {
+            at += 2;
+            false
+        }
+        // `://` follows a scheme, `::` a module.
+        b':' if !matches!(text.get(at + 1), Some(b'/' | b':') | None) => {
+            at += 1;
+            true
+        }
+        _ => return None,
+    };
     while text.get(at) == Some(&b' ') {
         at += 1;
     }
-    // `password:='x'`, `password="x"`.
+    // `password:='x'`, `password="x"`, `\"x\"`.
+    at += usize::from(text.get(at) == Some(&b'\\') && text.get(at + 1) == Some(&b'"'));
     while matches!(text.get(at), Some(b'"' | b'\'')) {
         at += 1;
     }
-    Some((name, at))
+    Some((name, at, Joined { is_colon, is_quoted }))
+}
+
+/// Whether a name says that its value is a secret so clearly that a colon without quotes is enough:
+/// `password: x`, not `sshd-session: root@pts/3`.
+pub(super) fn is_strong(name: &[u8]) -> bool {
+    const STRONG: &[&str] =
+        &["password", "passwd", "secret", "token", "passphrase", "pwd", "apikey", "key"];
+    let words = words(name);
+    words.last().is_some_and(|last| STRONG.iter().any(|strong| last.ends_with(strong)))
+}
+
+/// Whether a word, or the last part of a path of words, names a secret: `password`, `/db/password`.
+pub(super) fn is_secret_word(word: &[u8]) -> bool {
+    let last = word.rsplit(|byte| matches!(byte, b'/' | b':')).next().unwrap_or(word);
+    let is_word = last.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.'));
+    is_word && last.len() <= 64 && Name::of(last) == Name::Secret
 }
 
 #[cfg(test)]
@@ -391,7 +683,6 @@ mod tests {
             "max-tokens",
             "bypass",
             "monkey",
-            "key",
             "passthrough",
             "secret-name",
             "access-key-id",
@@ -404,6 +695,9 @@ mod tests {
         ];
         for name in harmless {
             assert_eq!(Name::of(name.as_bytes()), Name::Harmless, "for {name:?}");
+        }
+        for name in ["key", "ssh-key", "seed"] {
+            assert_eq!(Name::of(name.as_bytes()), Name::Weak, "for {name:?}");
         }
     }
 }

@@ -6,6 +6,9 @@ use super::MASK;
 /// Shortest text that is taken for a secret because it looks random. Shorter ones are too often names.
 const RANDOM_BYTES_MIN: usize = 24;
 
+/// Most places within a run of such characters at which a secret is looked for.
+const BEGINNINGS_MAX: usize = 64;
+
 /// A key of a provider: how it begins, and how many characters of its alphabet follow at least.
 const KEYS: &[(&str, usize)] = &[
     // AWS
@@ -119,6 +122,34 @@ const KEYS: &[(&str, usize)] = &[
     ("nfp_", 20),
     ("pul-", 30),
     ("EZAK", 30),
+    ("EAAC", 30),
+    ("AQVN", 30),
+    ("LTAI", 16),
+    ("AKID", 30),
+    ("sqp_", 30),
+    ("squ_", 30),
+    ("sqa_", 30),
+    ("kumo1.", 30),
+    ("glffct-", 16),
+    ("glimt-", 16),
+    ("glsoat-", 16),
+    ("gloas-", 16),
+    ("rnd_", 20),
+    ("railway_", 20),
+    ("sk_", 32),
+    ("pk_live_", 20),
+    ("ghv1.", 30),
+    ("v1.", 40),
+    ("sl.", 60),
+    ("tvly-", 20),
+    ("fw_", 20),
+    ("nvapi-", 20),
+    ("jina_", 30),
+    ("cfut_", 20),
+    ("pscale_tkn_", 20),
+    ("pscale_pw_", 20),
+    ("SWMTKN-1-", 20),
+    ("K10", 40),
     ("v1.0-", 60),
 ];
 
@@ -131,6 +162,11 @@ fn is_base64_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/' | b'=' | b'-' | b'_')
 }
 
+/// A byte of what a secret may be a part of.
+fn is_run_byte(byte: u8) -> bool {
+    is_base64_byte(byte) || matches!(byte, b'.' | b':' | b'@' | b'~')
+}
+
 /// The text with all that looks like a secret replaced; nothing if there is none.
 pub(super) fn redact(text: &[u8]) -> Option<Vec<u8>> {
     if let Some(clean) = private_key(text) {
@@ -138,10 +174,28 @@ pub(super) fn redact(text: &[u8]) -> Option<Vec<u8>> {
     }
     let mut out = Vec::new();
     let (mut kept, mut at) = (0, 0);
+    let mut begun = 0;
     while at < text.len() {
+        if !is_run_byte(text[at]) {
+            begun = 0;
+        }
         // A word begins where none of its characters stands before.
         let before = at.checked_sub(1).map(|before| text[before]);
         if before.is_some_and(|byte| byte.is_ascii_alphanumeric()) {
+            at += 1;
+            continue;
+        }
+        // The digest of a file in the form that browsers and package managers have.
+        if [&b"sha256-"[..], b"sha384-", b"sha512-"]
+            .iter()
+            .any(|begin| text[at..].starts_with(begin))
+        {
+            at += text[at..].iter().take_while(|byte| is_base64_byte(**byte)).count();
+            continue;
+        }
+        // Each beginning is looked at to the end of its run: a run of dashes must not cost its square.
+        begun += 1;
+        if begun > BEGINNINGS_MAX {
             at += 1;
             continue;
         }
@@ -167,6 +221,8 @@ fn secret_len(text: &[u8]) -> Option<usize> {
     provider_len(text)
         .or_else(|| jwt_len(text))
         .or_else(|| telegram_len(text))
+        .or_else(|| own_token_len(text))
+        .or_else(|| hexadecimal_len(text))
         .or_else(|| random_len(text))
 }
 
@@ -193,6 +249,36 @@ fn jwt_len(text: &[u8]) -> Option<usize> {
     (dots >= 1 && len >= 32).then_some(len)
 }
 
+/// `kumo_NAME_SECRET`: one of ours.
+fn own_token_len(text: &[u8]) -> Option<usize> {
+    let rest = text.strip_prefix(b"kumo_")?;
+    let name =
+        rest.iter().take_while(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.'));
+    let name = name.count();
+    let secret = rest[name..].strip_prefix(b"_")?;
+    let len =
+        secret.iter().take_while(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_')).count();
+    (name > 0 && len >= 32).then_some(5 + name + 1 + len)
+}
+
+/// Keys of hexadecimal digits that say themselves what they are: Twilio's `SK…` and `AC…:…`, Mailchimp's
+/// `…-us12`.
+fn hexadecimal_len(text: &[u8]) -> Option<usize> {
+    let digits = |text: &[u8]| text.iter().take_while(|byte| byte.is_ascii_hexdigit()).count();
+    let ends = |at: usize| !text.get(at).is_some_and(u8::is_ascii_alphanumeric);
+    if text.starts_with(b"SK") && digits(&text[2..]) == 32 && ends(34) {
+        return Some(34);
+    }
+    let is_pair =
+        text.starts_with(b"AC") && digits(&text[2..]) == 32 && text.get(34) == Some(&b':');
+    if is_pair && digits(&text[35..]) == 32 {
+        return Some(67);
+    }
+    let rest = text.get(32..).filter(|_| digits(text) == 32)?.strip_prefix(b"-us")?;
+    let number = rest.iter().take_while(|byte| byte.is_ascii_digit()).count();
+    ((1..=2).contains(&number)).then_some(35 + number)
+}
+
 /// `123456789:AA…`: a bot's token.
 fn telegram_len(text: &[u8]) -> Option<usize> {
     let digits = text.iter().take_while(|byte| byte.is_ascii_digit()).count();
@@ -208,10 +294,7 @@ fn telegram_len(text: &[u8]) -> Option<usize> {
 
 fn random_len(text: &[u8]) -> Option<usize> {
     // A path or a name with its version goes on behind what it begins with, so all of it is looked at.
-    let len = text
-        .iter()
-        .take_while(|byte| is_base64_byte(**byte) || matches!(byte, b'.' | b':' | b'@' | b'~'))
-        .count();
+    let len = text.iter().take_while(|byte| is_run_byte(**byte)).count();
     let word = &text[..len];
     let core = word.iter().take_while(|byte| is_base64_byte(**byte)).count();
     is_random(&word[..core]).then_some(core)
@@ -227,6 +310,10 @@ pub(super) fn is_random(text: &[u8]) -> bool {
     let longest = text.split(|byte| *byte == b'/').max_by_key(|part| part.len()).unwrap_or(text);
     let slashes = memchr::memchr_iter(b'/', text).count();
     if slashes > 0 && text.len() / (slashes + 1) < 12 {
+        return false;
+    }
+    let first = text.split(|byte| *byte == b'/').next().unwrap_or_default();
+    if slashes > 0 && first.len() >= 3 && first.iter().all(u8::is_ascii_lowercase) {
         return false;
     }
     looks_random(if slashes > 0 && longest.len() >= RANDOM_BYTES_MIN { longest } else { text })

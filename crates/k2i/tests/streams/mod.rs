@@ -5,7 +5,7 @@ use std::net::TcpStream;
 use std::process::Command;
 use std::time::Duration;
 
-use crate::support::K2i;
+use crate::support::{K2i, escaped};
 use kumo_testbed::Zoo;
 use serde_json::Value;
 
@@ -63,11 +63,6 @@ fn takes_events(k2i: &K2i) -> bool {
     takes
 }
 
-fn encoded(filter: &str) -> String {
-    let bytes: Vec<String> = filter.bytes().map(|byte| format!("%{byte:02X}")).collect();
-    bytes.concat()
-}
-
 #[test]
 fn events_are_told_in_lines_and_as_server_sent_events() {
     let k2i = K2i::spawn();
@@ -75,7 +70,7 @@ fn events_are_told_in_lines_and_as_server_sent_events() {
         return eprintln!("skipped without the right to take events");
     }
     let filter =
-        encoded("argv.exists(word, word == 'kumo-told') && (event == 'exec' || exit_code == 4)");
+        escaped("argv.exists(word, word == 'kumo-told') && (event == 'exec' || exit_code == 4)");
     let columns = "columns=pid,exit_code,cmdline";
     let target = format!("/v2/events?{columns}&filter={filter}");
     let mut lines = Lines::open(&k2i, &target, "*/*");
@@ -144,7 +139,7 @@ fn a_server_without_events_says_why() {
 #[test]
 fn a_stream_of_the_table_tells_what_changes() {
     let k2i = K2i::spawn();
-    let filter = encoded("cmdline == 'kumo-changes'");
+    let filter = escaped("cmdline == 'kumo-changes'");
     let target = format!("/v2/proc/stream?interval_ms=100&columns=pid,state,time&filter={filter}");
     let mut lines = Lines::open(&k2i, &target, "*/*");
     let full = lines.find(|_| true);
@@ -174,7 +169,7 @@ fn a_stream_of_the_table_tells_what_changes() {
 #[test]
 fn since_a_generation_only_what_changed_is_answered() {
     let k2i = K2i::spawn();
-    let filter = encoded("cmdline.startsWith('kumo-since')");
+    let filter = escaped("cmdline.startsWith('kumo-since')");
     let ask = |since: u64| {
         k2i.json(&format!("/v2/proc?since={since}&columns=pid,cmdline&sort=-pid&filter={filter}"))
     };

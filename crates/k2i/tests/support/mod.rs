@@ -1,5 +1,7 @@
 //! The built server, owned by a guard, and a small HTTP client.
 
+#![allow(dead_code, reason = "no test uses all of it")]
+
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -255,4 +257,9 @@ pub(crate) fn certificate(dir: &Path, name: &str) -> (PathBuf, PathBuf, Certific
     std::fs::write(&key, made.signing_key.serialize_pem()).expect("a file");
     std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o600)).expect("its mode");
     (cert, key, made.cert.der().clone())
+}
+
+/// `text` as a part of an address.
+pub(crate) fn escaped(text: &str) -> String {
+    text.bytes().map(|byte| format!("%{byte:02X}")).collect::<Vec<_>>().concat()
 }
