@@ -30,7 +30,7 @@ pub use self::desk::Desk;
 use crate::identity::Gateway;
 use crate::pki::Peer;
 use crate::token::{Secret, TokenId};
-use crate::wall::wall_ms;
+use kumo_sys::wall_ms;
 
 /// The ALPN protocol name of these conversations.
 pub const ALPN_JOIN: &[u8] = b"kumo-join/1";

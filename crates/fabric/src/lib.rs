@@ -21,7 +21,6 @@ pub mod sealed;
 mod shared;
 pub mod store;
 pub mod token;
-mod wall;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -30,7 +29,7 @@ use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use kumo_abi::cluster::{Card, HostInfo, LinkReport, Role, Unreached};
-use kumo_abi::{DcName, HostId};
+use kumo_abi::{DcName, HostId, chain};
 use kumo_pki::KeyId;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, broadcast, mpsc};
@@ -50,8 +49,8 @@ pub use self::shared::HostEvent;
 use self::shared::{Shared, left_key};
 use self::store::{Store, StoreError};
 use self::token::{Token, TokenAsk, TokenError};
-pub use self::wall::wall_ms;
 pub use kumo_pki as pki;
+pub use kumo_sys::wall_ms;
 
 /// How often what others wrote is put on the disk.
 const FLUSH_EVERY: Duration = Duration::from_secs(1);
@@ -172,7 +171,9 @@ impl Fabric {
         let (incoming, taking) = sync::start(&shared);
         let (came, coming) = mpsc::unbounded_channel();
         tasks.spawn(part(taking));
-        tasks.spawn(part(watch::decide(Arc::clone(&shared), seen, came)));
+        let (doubtful, looking) = mpsc::unbounded_channel();
+        tasks.spawn(part(watch::decide(Arc::clone(&shared), seen, came, doubtful)));
+        tasks.spawn(part(watch::verify(Arc::clone(&shared), looking, sightings.clone())));
         tasks.spawn(part(watch::tell_ends(Arc::clone(&shared), links.ends(), sightings.clone())));
         tasks.spawn(part(sync::tell_changes(Arc::clone(&shared), store.changes())));
         tasks.spawn(part(sync::compare(Arc::clone(&shared), incoming.clone(), coming)));
@@ -625,7 +626,7 @@ async fn renew(
         let renewed = match renew_by(desk.as_ref(), &now, &dir).await {
             Ok(renewed) => renewed,
             Err(error) => {
-                let error = chain(error.as_ref());
+                let error = chain(&*error);
                 tracing::warn!("the certificate of this host was not renewed: {error}");
                 continue;
             }
@@ -665,15 +666,4 @@ async fn renew_by(
     let (now, dir, runtime) = (now.clone(), dir.to_owned(), Handle::current());
     let renewing = spawn_blocking(move || runtime.block_on(join::renew(&now, &dir)));
     Ok(Arc::new(renewing.await??))
-}
-
-/// An error and its causes in one line.
-fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }

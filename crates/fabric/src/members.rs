@@ -179,6 +179,18 @@ impl Members {
         (is_news && member.state != HostState::Dead).then_some(member.incarnation)
     }
 
+    /// What must have happened to a host's token, where it is there as `token` says, its role and incarnation,
+    /// and that is not known.
+    pub fn contradiction(&self, host: &HostId, token: Option<(Role, u64)>) -> Option<Seen> {
+        let (role, incarnation) = token?;
+        let member = self.hosts.get(host);
+        let is_late = member.is_some_and(|known| known.incarnation > incarnation);
+        let is_known =
+            member.is_some_and(|known| known.incarnation == incarnation && known.is_present());
+        let host = host.clone();
+        (!is_late && !is_known).then_some(Seen::Up { host, role, incarnation })
+    }
+
     /// Takes in what happened to a token at `now_ms`.
     pub fn see(&mut self, seen: Seen, now_ms: u64) -> Vec<Change> {
         let (Seen::Up { host, .. }
@@ -571,6 +583,31 @@ mod tests {
         members.see(up("tokyo/a"), 601);
         assert_eq!(run(&mut members, 5_000), []);
         assert_eq!(members.find(&host("tokyo/a")).map(|m| m.incarnation), Some(2));
+    }
+
+    #[test]
+    fn a_token_that_is_not_as_it_was_told_is_a_contradiction() {
+        let (a, member) = (host("tokyo/a"), Role::Member);
+        let again = |incarnation| Seen::Up { host: host("tokyo/a"), role: member, incarnation };
+        let mut members = cluster();
+        assert_eq!(members.contradiction(&a, Some((member, 1))), None);
+        assert_eq!(
+            members.contradiction(&a, Some((member, 2))),
+            Some(again(2)),
+            "it was restarted"
+        );
+        // It went at one gateway and came at another, and the first was told last.
+        members.see(down("tokyo/a"), 1_000);
+        assert_eq!(members.contradiction(&a, None), None);
+        assert_eq!(members.contradiction(&a, Some((member, 1))), Some(again(1)));
+        members.see(again(1), 1_160);
+        assert_eq!(run(&mut members, 5_000), [], "before the verdict");
+        members.see(again(2), 6_000);
+        assert_eq!(members.contradiction(&a, Some((member, 1))), None, "an earlier start");
+        let new = host("tokyo/new");
+        assert_eq!(members.contradiction(&new, None), None);
+        let up = Seen::Up { host: new.clone(), role: member, incarnation: 1 };
+        assert_eq!(members.contradiction(&new, Some((member, 1))), Some(up));
     }
 
     #[test]

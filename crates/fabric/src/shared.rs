@@ -20,7 +20,7 @@ use crate::members::{Change, Members, SILENT_GRACE_MS};
 use crate::net::Keys;
 use crate::net::answer::{ANSWERS_MAX, RELAYS_MAX};
 use crate::store::Store;
-use crate::wall::wall_ms;
+use kumo_sys::wall_ms;
 
 /// Events that a slow reader may be behind before it misses some.
 const EVENTS_MAX: usize = 4_096;

@@ -105,6 +105,11 @@ pub fn evicted(store: &Store) -> BTreeSet<KeyId> {
     evicted
 }
 
+/// The host whose eviction stands under `key`, if that is such a key.
+pub fn evicted_host(key: &str) -> Option<HostId> {
+    key.strip_prefix(EVICTED_HOST)?.parse().ok()
+}
+
 /// Whether a change of what the store holds under `key` may change what [`evicted`] says. Certificates
 /// are issued by the thousand, so for most this costs a look at two entries.
 pub fn changes_evicted(store: &Store, key: &str) -> bool {

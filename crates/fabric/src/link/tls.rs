@@ -9,17 +9,12 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use kumo_pki::Verifier;
 use kumo_pki::trust::{End, Evicted, Refusal, Trust, Wanted};
 use rustls::client::Resumption;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::verify_tls13_signature;
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::NoServerSessionStorage;
-use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::{
-    AlertDescription, ClientConfig, DigitallySignedStruct, DistinguishedName, ServerConfig,
-    SignatureScheme,
-};
+use rustls::{AlertDescription, ClientConfig, ServerConfig};
 
 use crate::identity::Identity;
 use crate::join::ALPN_JOIN;
@@ -102,126 +97,21 @@ fn told(alert: AlertDescription) -> &'static str {
     }
 }
 
-/// The verifier of both sides.
-#[derive(Debug)]
-struct Verifier {
-    trust: Arc<Trust>,
-    /// Clients without a certificate are let in, and served as such.
-    strangers: bool,
-    /// Who is wanted at the other end.
-    wanted: Wanted,
-}
-
-impl Verifier {
-    fn decide(
-        &self,
-        end: End,
-        certificate: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        now: UnixTime,
-    ) -> Result<(), rustls::Error> {
-        let judged = self.trust.host(end, certificate, intermediates, &self.wanted, now);
-        judged.map(|_| ()).map_err(|refusal| {
-            let error = refusal.to_tls();
-            // Without a handshake of ours around it nobody wants to know.
-            let _ = REFUSED.try_with(|refused| refused.replace(Some(refusal)));
-            error
-        })
-    }
-
-    fn signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.trust.provider().signature_verification_algorithms;
-        verify_tls13_signature(message, certificate, signed, algorithms)
-    }
-}
-
-/// TLS 1.2 is not offered, so nobody can sign for it.
-fn no_tls12() -> Result<HandshakeSignatureValid, rustls::Error> {
-    Err(rustls::PeerIncompatible::ServerDoesNotSupportTls12Or13.into())
-}
-
-impl ServerCertVerifier for Verifier {
-    fn verify_server_cert(
-        &self,
-        certificate: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        _address: &ServerName<'_>,
-        _ocsp: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        self.decide(End::Server, certificate, intermediates, now)
-            .map(|()| ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        no_tls12()
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.signature(message, certificate, signed)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.trust.provider().signature_verification_algorithms.supported_schemes()
-    }
-}
-
-impl ClientCertVerifier for Verifier {
-    fn client_auth_mandatory(&self) -> bool {
-        !self.strangers
-    }
-
-    /// None: whoever connects shows its certificate, and we can say what is wrong with it.
-    fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        &[]
-    }
-
-    fn verify_client_cert(
-        &self,
-        certificate: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        now: UnixTime,
-    ) -> Result<ClientCertVerified, rustls::Error> {
-        self.decide(End::Client, certificate, intermediates, now)
-            .map(|()| ClientCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        no_tls12()
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.signature(message, certificate, signed)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.trust.provider().signature_verification_algorithms.supported_schemes()
-    }
+/// What is wanted of the other end, judged, and kept for who explains the handshake.
+fn decide(
+    trust: &Trust,
+    wanted: &Wanted,
+    end: End,
+    certificate: &CertificateDer<'_>,
+    more: &[CertificateDer<'_>],
+    now: UnixTime,
+) -> Result<(), rustls::Error> {
+    trust.host(end, certificate, more, wanted, now).map(drop).map_err(|refusal| {
+        let error = refusal.to_tls();
+        // Without a handshake of ours around it nobody wants to know.
+        let _ = REFUSED.try_with(|refused| refused.replace(Some(refusal)));
+        error
+    })
 }
 
 /// The identity of this host, and what TLS makes of it.
@@ -264,7 +154,10 @@ impl Setup {
     ) -> Result<Arc<ClientConfig>, rustls::Error> {
         let (trust, identity) = (Arc::clone(&self.trust), &self.identity);
         let provider = Arc::clone(trust.provider());
-        let verifier = Verifier { trust, strangers: false, wanted };
+        let verifier =
+            Verifier::new(Arc::clone(&provider), move |end, certificate: &_, more: &_, now| {
+                decide(&trust, &wanted, end, certificate, more, now)
+            });
         let chain = vec![identity.certificate.clone()];
         let mut config = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13])?
@@ -286,7 +179,12 @@ fn server(
     alpn: &[u8],
     strangers: bool,
 ) -> Result<Arc<ServerConfig>, rustls::Error> {
-    let verifier = Verifier { trust: Arc::clone(trust), strangers, wanted: Wanted::Anyone };
+    let judges = Arc::clone(trust);
+    let verifier =
+        Verifier::new(Arc::clone(trust.provider()), move |end, certificate: &_, more: &_, now| {
+            decide(&judges, &Wanted::Anyone, end, certificate, more, now)
+        });
+    let verifier = if strangers { verifier.with_strangers() } else { verifier };
     let config = ServerConfig::builder_with_provider(Arc::clone(trust.provider()))
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(Arc::new(verifier));

@@ -16,6 +16,7 @@ use kumo_abi::cluster::Role;
 use kumo_abi::{ClusterName, HostId};
 use tokio::task::spawn_blocking;
 use zenoh::{Config, Wait as _};
+use zenoh_runtime::ZRuntime;
 
 /// A connection on which nothing came for so long is dead. Frozen hosts are seen as dead by it, and
 /// cut links as cut: with the grace of a token within 1.5 s.
@@ -124,6 +125,11 @@ impl Keys {
         format!("{}/alive/{host}/{}/{incarnation:x}", self.prefix, role.name())
     }
 
+    /// The tokens of all starts of a host's node.
+    pub(crate) fn alive_of(&self, host: &HostId) -> String {
+        format!("{}/alive/{host}/*/*", self.prefix)
+    }
+
     /// All tokens.
     pub(crate) fn all_alive(&self) -> String {
         format!("{}/alive/**", self.prefix)
@@ -137,6 +143,11 @@ impl Keys {
     /// Where all hosts of a data centre do.
     pub(crate) fn ask_all(&self, dc: &kumo_abi::DcName) -> String {
         format!("{}/ask/{dc}/*", self.prefix)
+    }
+
+    /// Where a host says that it is there.
+    pub(crate) fn here(&self, host: &HostId) -> String {
+        format!("{}/here/{host}", self.prefix)
     }
 
     /// Where a gateway asks for others.
@@ -219,7 +230,19 @@ pub(crate) async fn open(
     lease: Duration,
 ) -> zenoh::Result<zenoh::Session> {
     let config = config(role, listen, connect, attempt, lease)?;
-    spawn_blocking(move || zenoh::open(config).wait()).await?
+    spawn_blocking(move || {
+        start_runtimes();
+        zenoh::open(config).wait()
+    })
+    .await?
+}
+
+/// Starts all of Zenoh's runtimes: it would start each when it is first needed, which may be hours later, and
+/// panic there if there is no descriptor or thread left then. And what a node holds is known from its beginning.
+fn start_runtimes() {
+    for runtime in ZRuntime::iter() {
+        let _: &tokio::runtime::Handle = &runtime;
+    }
 }
 
 #[cfg(test)]

@@ -1,15 +1,19 @@
 //! Watches the liveliness tokens, and lets the rules of [`crate::members`] decide.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use kumo_abi::HostId;
 use kumo_abi::cluster::Role;
 use tokio::sync::{broadcast, mpsc};
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 use zenoh::Session;
+use zenoh::Wait as _;
 use zenoh::liveliness::LivelinessToken;
 use zenoh::pubsub::Subscriber;
+use zenoh::query::{Query, Queryable};
 use zenoh::sample::{Sample, SampleKind};
 
 use crate::link::{How, LinkEnd};
@@ -25,6 +29,23 @@ const STILL_MS: u64 = 700;
 /// Sightings that are taken in before others may ask for the members.
 const SIGHTINGS_MAX: usize = 1_000;
 
+/// So long after a token vanished it is looked for: one that moved to another gateway is back by then, and
+/// the verdict is not spoken yet.
+const FIRST_LOOK_MS: u64 = 60;
+
+/// Between the two looks that find a token.
+const AGAIN_MS: u64 = 100;
+
+/// So many hosts are looked for each so often, in turn, where nothing happens: a thousand in 40 minutes.
+const ROUND_MAX: usize = 4;
+const ROUND_MS: u64 = 10_000;
+
+/// Hosts that are looked for at the same time.
+const LOOKS_MAX: usize = 32;
+
+/// One question takes no longer.
+const LOOK_TIME_MAX: Duration = Duration::from_secs(2);
+
 /// What was seen, on its way to the rules.
 pub(crate) type Sightings = mpsc::UnboundedSender<Seen>;
 
@@ -33,6 +54,7 @@ pub(crate) type Sightings = mpsc::UnboundedSender<Seen>;
 pub(crate) struct Watching {
     _token: LivelinessToken,
     _subscribers: Vec<Subscriber<()>>,
+    _here: Queryable<()>,
 }
 
 /// Shows our token, and watches those of all.
@@ -79,17 +101,26 @@ pub(crate) async fn declare(
         .await?;
     let bye = session.declare_subscriber(keys.all("bye")).callback(to("bye")).await?;
     let ended = session.declare_subscriber(keys.all("ended")).callback(to("ended")).await?;
+    let key = keys.here(&shared.me);
+    let answer = move |query: Query| {
+        // It needs no task: nothing waits here.
+        if let Err(error) = query.reply(query.key_expr(), Vec::new()).wait() {
+            tracing::debug!("that this host is here could not be told: {error}");
+        }
+    };
+    let here = session.declare_queryable(key).callback(answer).await?;
     let key = keys.alive(&shared.me, shared.role, shared.incarnation);
     let token = session.liveliness().declare_token(key).await?;
-    Ok(Watching { _token: token, _subscribers: vec![alive, bye, ended] })
+    Ok(Watching { _token: token, _subscribers: vec![alive, bye, ended], _here: here })
 }
 
 /// Lets the rules decide, for ever. Tells of each gateway whose token came, or came back: what was told
-/// meanwhile may have been missed.
+/// meanwhile may have been missed. Tells of each host that may be gone: [`verify`] looks for it.
 pub(crate) async fn decide(
     shared: Arc<Shared>,
     mut seen: mpsc::UnboundedReceiver<Seen>,
     gateways: mpsc::UnboundedSender<HostId>,
+    doubtful: mpsc::UnboundedSender<HostId>,
 ) {
     let mut looked_ms = shared.now_ms();
     loop {
@@ -114,6 +145,9 @@ pub(crate) async fn decide(
             if let Seen::Up { host, role: Role::Gateway, .. } = &sighting {
                 // It fails when this node stops.
                 let _ = gateways.send(host.clone());
+            }
+            if let Seen::Down { host, .. } | Seen::Ended { host, .. } = &sighting {
+                let _ = doubtful.send(host.clone());
             }
             changes.extend(see(&mut members, sighting, &shared.me, now_ms));
         }
@@ -158,13 +192,230 @@ pub(crate) async fn tell_ends(
         }
         let Some(incarnation) = shared.members().may_have_ended(&end.peer) else { continue };
         let _ = sightings.send(Seen::Ended { host: end.peer.clone(), incarnation });
-        if shared.role == Role::Gateway
-            && let Some(session) = shared.session()
-        {
-            let key = shared.keys.ended(&end.peer, incarnation);
-            if let Err(error) = session.put(key, Vec::new()).express(true).await {
-                tracing::debug!("the end of {} could not be told: {error}", end.peer);
+        if shared.role == Role::Gateway {
+            tell_end(&shared, &end.peer, incarnation).await;
+        }
+    }
+}
+
+/// Compares what the rules say with the tokens and the hosts themselves, and tells the rules of whom they
+/// missed that he is there.
+///
+/// Zenoh decides under its lock what it tells whom, and tells it after that. Where a token goes at one
+/// router and comes at another, or comes and goes at once, two threads may tell of it in the wrong order; then
+/// it is gone for good as others see it while it is there. So who vanished is looked for before the verdict,
+/// and of all hosts a few at a time. A token counts only where its host answers, and when it is found at two
+/// looks, for an answer may be overtaken too.
+pub(crate) async fn verify(
+    shared: Arc<Shared>,
+    mut doubtful: mpsc::UnboundedReceiver<HostId>,
+    sightings: Sightings,
+) {
+    let mut looks: BTreeMap<HostId, Look> = BTreeMap::new();
+    let mut last: Option<HostId> = None;
+    let mut round_ms = shared.now_ms() + ROUND_MS;
+    loop {
+        let due_ms = looks.values().map(|look| look.at_ms).min();
+        let next_ms = due_ms.unwrap_or(round_ms).min(round_ms);
+        let wait = Duration::from_millis(next_ms.saturating_sub(shared.now_ms()));
+        match timeout(wait, doubtful.recv()).await {
+            Ok(Some(host)) => {
+                let now_ms = shared.now_ms();
+                looks.entry(host).or_insert_with(|| Look::at(now_ms + FIRST_LOOK_MS));
+                continue;
             }
+            Ok(None) => return,
+            Err(_) => (),
+        }
+        let now_ms = shared.now_ms();
+        if round_ms <= now_ms {
+            round_ms = now_ms + ROUND_MS;
+            for host in next_of(&shared, &mut last) {
+                looks.entry(host).or_insert_with(|| Look::at(now_ms));
+            }
+        }
+        let due = looks.iter().filter(|(_, look)| look.at_ms <= now_ms);
+        let due: Vec<HostId> = due.map(|(host, _)| host.clone()).take(LOOKS_MAX).collect();
+        let mut asked = JoinSet::new();
+        for host in due {
+            let shared = Arc::clone(&shared);
+            asked.spawn(async move {
+                let missed = missed(&shared, &host).await;
+                (host, missed)
+            });
+        }
+        while let Some(done) = asked.join_next().await {
+            let Ok((host, missed)) = done else { continue };
+            let (Some(seen), Some(look)) = (missed, looks.get_mut(&host)) else {
+                looks.remove(&host);
+                continue;
+            };
+            if look.found.as_ref() != Some(&seen) {
+                *look = Look { at_ms: shared.now_ms() + AGAIN_MS, found: Some(seen) };
+                continue;
+            }
+            looks.remove(&host);
+            tracing::debug!("nobody told of it: {seen:?}");
+            // It fails when this node stops.
+            let _ = sightings.send(seen);
+        }
+    }
+}
+
+/// When a host's token is looked for, and what contradicted the rules at the look before.
+struct Look {
+    at_ms: u64,
+    found: Option<Seen>,
+}
+
+impl Look {
+    fn at(at_ms: u64) -> Look {
+        Look { at_ms, found: None }
+    }
+}
+
+/// The hosts whose turn it is: all follow each other, `last` was the last.
+fn next_of(shared: &Shared, last: &mut Option<HostId>) -> Vec<HostId> {
+    let hosts = shared.hosts();
+    let ids = hosts.iter().map(|info| &info.id).filter(|host| **host != shared.me);
+    let mut ids: Vec<&HostId> = ids.collect();
+    let next = ids.partition_point(|host| last.as_ref().is_some_and(|last| *host <= last));
+    ids.rotate_left(next);
+    ids.truncate(ROUND_MAX);
+    *last = ids.last().copied().cloned();
+    ids.into_iter().cloned().collect()
+}
+
+/// What the rules missed of a host: its token is there, and it answers. What was not heard is nothing.
+async fn missed(shared: &Shared, host: &HostId) -> Option<Seen> {
+    let session = shared.session()?;
+    let token = newest_token(shared, &session, host).await;
+    let seen = shared.members().contradiction(host, token)?;
+    let replies = session.get(shared.keys.here(host)).timeout(LOOK_TIME_MAX).await.ok()?;
+    let answered = replies.recv_async().await.is_ok_and(|reply| reply.result().is_ok());
+    answered.then_some(seen)
+}
+
+/// The newest token of a host that Zenoh knows of: its role and incarnation.
+async fn newest_token(shared: &Shared, session: &Session, host: &HostId) -> Option<(Role, u64)> {
+    let asked = session.liveliness().get(shared.keys.alive_of(host));
+    let replies = asked.timeout(LOOK_TIME_MAX).await.ok()?;
+    let mut newest: Option<(Role, u64)> = None;
+    while let Ok(reply) = replies.recv_async().await {
+        let sample = reply.result().ok()?;
+        let Some((_, role, incarnation)) = shared.keys.parse_alive(sample.key_expr().as_str())
+        else {
+            continue;
+        };
+        if newest.is_none_or(|(_, known)| known < incarnation) {
+            newest = Some((role, incarnation));
+        }
+    }
+    newest
+}
+
+/// Tells all that the connections of a start of a host were ended.
+async fn tell_end(shared: &Shared, host: &HostId, incarnation: u64) {
+    let Some(session) = shared.session() else { return };
+    let key = shared.keys.ended(host, incarnation);
+    if let Err(error) = session.put(key, Vec::new()).express(true).await {
+        tracing::debug!("the end of {host} could not be told: {error}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::time::Instant;
+
+    use bytes::Bytes;
+    use kumo_abi::cluster::{Card, HostState};
+    use kumo_pki::Authority;
+
+    use super::*;
+    use crate::identity::{Gateway, Identity};
+    use crate::{Answerer, Answering, Fabric, FabricConfig, wall_ms};
+
+    /// Nobody asks here.
+    struct Mute;
+
+    impl Answerer for Mute {
+        fn answer(&self, _request: Bytes) -> Answering {
+            Box::pin(std::future::pending())
+        }
+
+        fn merge(&self, _request: &[u8], parts: Vec<Bytes>) -> Result<Bytes, String> {
+            Ok(parts.concat().into())
+        }
+    }
+
+    async fn node(authority: &Authority, dir: &std::path::Path, host: &str, port: u16) -> Fabric {
+        let host: HostId = host.parse().expect("a host");
+        let gateway: HostId = "tokyo/gw".parse().expect("a host");
+        let role = if host == gateway { Role::Gateway } else { Role::Member };
+        let mut identity = Identity::issue(authority, &host, role, wall_ms()).expect("an identity");
+        let address = format!("127.0.0.1:{port}");
+        match role {
+            Role::Gateway => identity.listen = Some(address.parse().expect("an address")),
+            Role::Member => {
+                identity.gateways = vec![Gateway { host: gateway, addresses: vec![address] }];
+            }
+        }
+        let card = Card {
+            role,
+            version: String::new(),
+            kernel: String::new(),
+            architecture: String::new(),
+            cpus: 1,
+            memory: 1,
+            addresses: Vec::new(),
+            call_addresses: Vec::new(),
+            labels: BTreeMap::new(),
+        };
+        let run_dir = dir.join(host.host.as_str());
+        let config =
+            FabricConfig { identity, state_dir: None, run_dir, card, calls: false, lease: None };
+        Fabric::open(config, Arc::new(Mute)).await.expect("a fabric")
+    }
+
+    async fn until(fabric: &Fabric, host: &HostId, state: HostState) {
+        let began = Instant::now();
+        loop {
+            let hosts = fabric.hosts();
+            if hosts.iter().any(|info| info.id == *host && info.state == state) {
+                return;
+            }
+            assert!(
+                began.elapsed() < Duration::from_secs(60),
+                "{host} is not {state:?}: {hosts:?}"
+            );
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn who_is_there_is_found_whatever_was_told() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let cluster = "acme".parse().expect("a name");
+        let authority = Authority::create(&cluster, wall_ms()).expect("an authority");
+        // Ours until the gateway listens there.
+        let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr());
+        let port = port.expect("a free port").port();
+        let gateway = node(&authority, dir.path(), "tokyo/gw", port).await;
+        let member = node(&authority, dir.path(), "tokyo/a", port).await;
+        for (of, host) in [(&gateway, &member), (&member, &gateway)] {
+            let (host, incarnation) = (host.identity().host.clone(), host.incarnation());
+            until(of, &host, HostState::Alive).await;
+            // As if that came last, whatever came before.
+            let shared = &of.parts.shared;
+            shared.members().see(Seen::Down { host: host.clone(), incarnation }, shared.now_ms());
+            until(of, &host, HostState::Alive).await;
+            let mut changes = of.events();
+            let both = async {
+                assert_ne!(changes.recv().await.expect("a change").state, HostState::Alive);
+                assert_eq!(changes.recv().await.expect("a change").state, HostState::Alive);
+            };
+            timeout(Duration::from_secs(60), both).await.expect("it is found");
         }
     }
 }

@@ -24,8 +24,9 @@ use crate::rendezvous::rank;
 /// meanwhile calls go through gateways.
 const SHUT: Duration = Duration::from_secs(10);
 
-/// A host whose kernel says that no node listens is tried again so soon: it may be starting.
-const REFUSED_SHUT: Duration = Duration::from_millis(200);
+/// A host whose kernel says that no node listens is tried again so soon, for it may be starting; and one whose
+/// addresses are not known, for its card may be on its way.
+const SOON_SHUT: Duration = Duration::from_millis(200);
 
 /// Hosts of which such is remembered.
 const REMEMBERED_MAX: usize = 10_000;
@@ -58,6 +59,7 @@ struct Inside {
 #[derive(Clone, Debug)]
 pub(super) struct Shut {
     at: std::time::Instant,
+    lasts: Duration,
     /// A kernel answered that nobody listens, where its node did before.
     pub(super) is_refused: bool,
     why: String,
@@ -65,7 +67,7 @@ pub(super) struct Shut {
 
 impl Shut {
     fn is_over(&self) -> bool {
-        self.at.elapsed() >= if self.is_refused { REFUSED_SHUT } else { SHUT }
+        self.at.elapsed() >= self.lasts
     }
 
     /// For how long it has been so.
@@ -243,7 +245,8 @@ fn failed(shared: &Shared, host: &HostId, failures: &[Failure]) {
         inside.shut.retain(|_, shut| !shut.is_over());
     }
     if inside.shut.len() < REMEMBERED_MAX {
-        let shut = Shut { at: std::time::Instant::now(), is_refused, why };
+        let lasts = if is_refused || failures.is_empty() { SOON_SHUT } else { SHUT };
+        let shut = Shut { at: std::time::Instant::now(), lasts, is_refused, why };
         inside.shut.insert(host.clone(), shut);
     }
 }

@@ -25,7 +25,7 @@ pub use self::lww::VALUE_BYTES_MAX;
 pub use self::lww::{Digest, Entry};
 use self::lww::{KEY_BYTES_MAX, Map};
 use crate::clock::{AHEAD_MS_MAX, Clock, Stamp};
-use crate::wall::wall_ms;
+use kumo_sys::wall_ms;
 
 /// All entries together. Every node holds them in memory; 10,000 hosts with their cards and
 /// certificates take some 20 MB.
@@ -45,7 +45,10 @@ const SWEEP_MS: u64 = 60 * 1000;
 /// Keys under these prefixes are only ever added, so an old copy of them brings nothing back that
 /// others have removed. They stay when a node starts over: an evicted certificate must not be good
 /// again because hosts were switched off for a week.
-const ADDED_ONLY: [&str; 4] = ["evicted/", "evicted-host/", "issued/", "token-use/"];
+const ADDED_ONLY: [&str; 5] = ["evicted/", "evicted-host/", "issued/", "token-use/", REVOKED];
+
+/// What begins the keys of certificates that were taken back, of people and programs that ask over HTTP.
+pub const REVOKED: &str = "right/revoked/";
 
 /// Why the state was not opened or not changed.
 #[derive(Debug, thiserror::Error)]
