@@ -1,9 +1,9 @@
 //! Where a node keeps its state and its socket.
 
 use std::env;
-use std::fs::{self, DirBuilder, Metadata};
+use std::fs::{self, DirBuilder, Metadata, Permissions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::process::geteuid;
@@ -97,6 +97,16 @@ pub(crate) fn create_private(path: &Path) -> Result<(), DirError> {
     check(path, &found, geteuid().as_raw())
 }
 
+/// Lets others reach what they know the name of, and may open: they neither list the directory nor change it.
+///
+/// # Errors
+/// See [`DirError`].
+pub(crate) fn let_through(path: &Path) -> Result<(), DirError> {
+    let failed = |source| DirError::Make { path: path.to_owned(), source };
+    let mode = fs::symlink_metadata(path).map_err(failed)?.mode() & 0o7777;
+    fs::set_permissions(path, Permissions::from_mode(mode | 0o011)).map_err(failed)
+}
+
 fn check(path: &Path, found: &Metadata, uid: u32) -> Result<(), DirError> {
     let path = path.to_owned();
     let (owner, mode) = (found.uid(), found.mode() & 0o7777);
@@ -112,8 +122,7 @@ fn check(path: &Path, found: &Metadata, uid: u32) -> Result<(), DirError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::fs::Permissions;
-    use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::os::unix::fs::symlink;
 
     type Variables = &'static [(&'static str, &'static str)];
 

@@ -9,30 +9,41 @@ mod api;
 mod calls;
 mod dirs;
 mod lock;
+mod metrics;
 mod names;
 mod react;
-mod secure;
 mod signals;
 pub mod simulated;
+mod sysctl;
+mod tokens;
 mod web;
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use k2i::http::serve::{BindError, Bound, Exposed, Listen, check_exposure, runtime, tick};
+use k2i::history::HistoryConfig;
+use k2i::http::serve::{
+    BindError, Bound, Exposed, Listen, SocketMode, check_exposure, runtime, tick,
+};
 use k2i::http::tls::{TlsError, TlsFiles, load};
-use k2i::http::{Api, router_with};
+use k2i::http::{Access, Anonymous, Api, router_with};
+use k2i::metrics::Grouping;
+use k2i::options::ShownLines;
 use k2i::{CollectorChoice, Engine, EngineConfig, EventChoice, OpenError};
 use kumo_abi::cluster::HostInfo;
 use kumo_abi::control::SOCKET_NAME as CALLS_SOCKET;
+use kumo_abi::rights::Rights;
+use kumo_abi::sysctl::AllowList;
 use kumo_abi::{ClusterName, HostId};
 use kumo_fabric::identity::{Identity, IdentityError};
 use kumo_fabric::link::LinkError;
 use kumo_fabric::store::StoreError;
 use kumo_fabric::{Fabric, FabricConfig};
+use rustix::process::geteuid;
 use tokio::net::TcpSocket;
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
@@ -43,12 +54,13 @@ pub use answer::HOST_ANSWER_BYTES_MAX;
 use answer::HostAnswerer;
 pub use api::{GATHER_BYTES_MAX, GATHERS_MAX};
 use calls::Calls;
+pub use calls::Programs;
 pub use dirs::{DirError, Dirs, SYSTEM_RUN_DIR, SYSTEM_STATE_DIR, default_dirs, socket_path};
 pub use k2i::options::DC_DEFAULT;
 pub use lock::{Lock, LockError};
 pub use names::{NameError, host_id};
-pub use secure::OfCluster;
 pub use signals::Signals;
+use tokens::NodeTokens;
 use web::{Web, card};
 
 /// Where a node listens unless told otherwise. The stand-alone `k2i` has 8000, as the original.
@@ -57,6 +69,12 @@ pub const LISTEN_DEFAULT: &str = "127.0.0.1:7080";
 /// Below the state directory: who this host is, and its copy of the desired state. Below the run
 /// directory: the sockets of its links.
 pub const FABRIC_DIR: &str = "fabric";
+
+/// Below the state directory: who changed what through this node.
+pub const AUDIT_FILE: &str = "audit.ndjson";
+
+/// Below the state directory: what the process table was.
+pub const HISTORY_DIR: &str = "history";
 
 /// What the runtime gets to end threads that are in the middle of a scan.
 const RUNTIME_STOP_MAX: Duration = Duration::from_secs(1);
@@ -76,6 +94,8 @@ pub struct NodeConfig {
     pub collector: CollectorChoice,
     /// Where to learn of processes that begin and end.
     pub events: EventChoice,
+    /// How to record what the process table was; not at all without.
+    pub history: Option<HistoryConfig>,
     /// Name of this data centre. Without one it is that of the node's certificate, else
     /// [`DC_DEFAULT`]. One that contradicts the certificate is an error.
     pub dc: Option<String>,
@@ -83,8 +103,29 @@ pub struct NodeConfig {
     pub host: Option<String>,
     /// Where it listens for calls of other hosts, instead of what its identity says.
     pub calls: Option<CallPort>,
+    /// Who may ask, and what, beside those with a token.
+    pub access: AccessConfig,
+    /// Whose programs may call and serve through it; by default [`Programs::of_node`].
+    pub programs: Option<Programs>,
     /// How long a silent connection to another host lives; by default [`kumo_fabric::LEASE_DEFAULT`].
     pub lease: Option<Duration>,
+    /// Which kernel parameters it may write.
+    pub sysctl: AllowList,
+    /// Which groups of processes `/metrics` tells of.
+    pub metrics: Grouping,
+}
+
+/// Who may ask a node what.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AccessConfig {
+    /// Where who shows nothing may look.
+    pub anonymous: Anonymous,
+    /// How command lines are shown to who has no right to see them whole.
+    pub lines: ShownLines,
+    /// What users of this host may do on the node's socket, beside root and the node's own.
+    pub users: BTreeMap<u32, Rights>,
+    /// Who may open that socket, and the one it listens on if that is one.
+    pub socket_mode: SocketMode,
 }
 
 /// Where a node listens for calls of other hosts.
@@ -189,6 +230,7 @@ pub struct Node {
     web: Web,
     calls: Calls,
     answerer: Arc<HostAnswerer>,
+    sysctl: Arc<sysctl::Shared>,
     reopen: watch::Sender<bool>,
     url: String,
     socket: PathBuf,
@@ -234,7 +276,10 @@ impl Node {
             check_exposure(*address, config.tls.is_some())?;
         }
         let tls = config.tls.as_ref().map(load).transpose()?;
-        let locks = take(&config.dirs)?;
+        let programs = config.programs;
+        let programs = programs.unwrap_or_else(|| Programs::of_node(geteuid().as_raw()));
+        let is_open = programs == Programs::All || config.access.socket_mode.lets_others_in();
+        let locks = take(&config.dirs, is_open)?;
         let fabric_dir = config.dirs.state.join(FABRIC_DIR);
         let (dc, host) = (config.dc.as_deref(), config.host.as_deref());
         let (identity, me) = match Identity::load(&fabric_dir) {
@@ -254,9 +299,22 @@ impl Node {
             dc: me.dc.to_string(),
             host: me.host.to_string(),
         })?);
+        engine.group_metrics(config.metrics.clone());
         engine.take_events(config.events);
+        if let Some(history) = &config.history {
+            engine.keep_history(history.clone());
+        }
         // One for what others ask, too: nobody's questions keep those of another from their answers.
-        let [open, local, others] = [(); 3].map(|()| Api::new(Arc::clone(&engine)));
+        let tokens = Arc::new(NodeTokens::in_file(&config.dirs.state));
+        let access = Access::default()
+            .with_tokens(Arc::clone(&tokens) as _)
+            .with_users(config.access.users.clone())
+            .with_anonymous(config.access.anonymous)
+            .with_lines(config.access.lines.lines())
+            .with_audit(&config.dirs.state.join(AUDIT_FILE));
+        let access = Arc::new(access);
+        let [open, local, others] =
+            [(); 3].map(|()| Api::open_to(Arc::clone(&engine), Arc::clone(&access)));
         // And calls that come over HTTP have a thread each.
         let runtime = runtime(4).map_err(StartError::Runtime)?;
         let (stop, stopping) = watch::channel(false);
@@ -269,9 +327,9 @@ impl Node {
             let _within = runtime.enter();
             let open = match &config.listen {
                 Listen::Tcp(address) => Bound::tcp(*address, tls)?,
-                Listen::Unix(path) => Bound::unix(path)?,
+                Listen::Unix(path) => Bound::unix(path, config.access.socket_mode)?,
             };
-            (open, Bound::unix(&socket)?)
+            (open, Bound::unix(&socket, config.access.socket_mode)?)
         };
         let url = open_bound.url().to_owned();
         let web = match identity {
@@ -293,35 +351,47 @@ impl Node {
                 Web::Many(runtime.block_on(Fabric::open(config, answerer))?)
             }
         };
-        let calls = Calls::start(web.clone(), &config.dirs.run, runtime.handle());
+        if let Web::Many(fabric) = &web {
+            tokens.of_cluster(Arc::clone(fabric.store()));
+        }
+        let calls = Calls::start(web.clone(), &config.dirs.run, programs, runtime.handle());
         let calls = calls.map_err(|source| StartError::Calls {
             path: config.dirs.run.join(CALLS_SOCKET),
             source,
         })?;
         let waiting = Arc::clone(calls.shared());
         engine.show_blocked_on(move || waiting.blocked_on());
+        let (told_web, told_calls) = (web.clone(), Arc::clone(calls.shared()));
+        engine.show_metrics(move |text| metrics::write(text, &told_web, &told_calls));
         let run_dir: Arc<Path> = config.dirs.run.as_path().into();
         let react = {
             let (engine, calls) = (Arc::clone(&engine), Arc::clone(calls.shared()));
             let run_dir = Arc::clone(&run_dir);
             react::Shared::new(web.clone(), engine, calls, run_dir, &config.dirs.state)
         };
+        // What the last node left is seen to before anybody is answered.
+        let sysctl =
+            sysctl::Shared::open(&config.dirs.state, engine.boot_id(), config.sysctl.clone());
         let shared = || {
             let calls = Arc::clone(calls.shared());
             let run_dir = Arc::clone(&run_dir);
-            let react = Arc::clone(&react);
-            api::Shared::new(web.clone(), calls, react, run_dir, stopping.clone(), reopen.clone())
+            let (react, sysctl, tokens) =
+                (Arc::clone(&react), Arc::clone(&sysctl), Arc::clone(&tokens));
+            let (stopping, reopen) = (stopping.clone(), reopen.clone());
+            api::Shared::new(web.clone(), calls, react, sysctl, tokens, run_dir, stopping, reopen)
         };
-        answerer.open(router_with(others, api::own_routes(shared())));
+        answerer.open(router_with(others, api::own_routes(shared()), api::document()));
         let apis = [open, local];
         let serve = |bound: Bound, api: &Arc<Api>| {
             let shared = shared();
             let more = api::own_routes(shared.clone()).merge(api::wide_routes(shared));
-            runtime.spawn(bound.serve(router_with(Arc::clone(api), more), stopping.clone()))
+            let routes = router_with(Arc::clone(api), more, api::document());
+            runtime.spawn(bound.serve(routes, stopping.clone()))
         };
         let serving = vec![serve(open_bound, &apis[0]), serve(local_bound, &apis[1])];
         runtime.spawn(tick(engine));
         runtime.spawn(react::keep(Arc::clone(&react), stopping.clone()));
+        runtime.spawn(sysctl::keep(Arc::clone(&sysctl), stopping.clone()));
         Ok(Node {
             runtime: Some(runtime),
             stop,
@@ -330,6 +400,7 @@ impl Node {
             web,
             calls,
             answerer,
+            sysctl,
             reopen,
             url,
             socket,
@@ -434,16 +505,21 @@ impl Drop for Node {
             runtime.block_on(fabric.close());
         }
         self.answerer.close();
+        // Nobody asks any more; and nobody will be there when it is due.
+        self.sysctl.close();
         runtime.shutdown_timeout(RUNTIME_STOP_MAX);
     }
 }
 
 /// Makes the directories and takes both: two nodes with one run directory would take each other's
 /// socket even if their states were apart.
-fn take(dirs: &Dirs) -> Result<Vec<Lock>, StartError> {
+fn take(dirs: &Dirs, is_open: bool) -> Result<Vec<Lock>, StartError> {
     // The run directory first: the state may lie in it, and what is made above a directory has no
     // mode of ours.
     dirs::create_private(&dirs.run)?;
+    if is_open {
+        dirs::let_through(&dirs.run)?;
+    }
     dirs::create_private(&dirs.state)?;
     let state = Lock::of_state(&dirs.state)?;
     let run = Lock::take(&dirs.run.join("run.lock"), &dirs.run)?;

@@ -240,5 +240,5 @@ fn a_call_over_http_has_its_outcome_in_its_headers() {
         assert!(raw("/v2/call/kv/echo", bad, "").starts_with("HTTP/1.0 400"), "for {bad:?}");
     }
     let other = ask(support::tcp(&node), "POST", "/v2/call/kv/echo", "", "");
-    assert_eq!(other.status, 403, "who comes by TCP does not say who he is");
+    assert_eq!(other.status, 401, "who comes by TCP does not say who he is");
 }

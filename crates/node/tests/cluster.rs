@@ -165,7 +165,7 @@ fn hosts_of_a_cluster_answer_as_one() {
     let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
     let target = format!("/v2/hosts/tokyo/a/proc/{}/signal?{WAIT}", child.id());
     let signal = r#"{"signal":"KILL"}"#;
-    assert_eq!(ask(tcp(&nodes[0]), "POST", &target, "", signal).status, 403);
+    assert_eq!(ask(tcp(&nodes[0]), "POST", &target, "", signal).status, 401);
     assert!(child.try_wait().unwrap().is_none(), "nothing was sent");
     let sent = ask(unix(&nodes[0]), "POST", &target, "", signal);
     assert_eq!((sent.status, &sent.json()["sent"]), (200, &json!(true)), "{}", sent.body);

@@ -86,7 +86,7 @@ fn processes_that_ended_are_asked_of_many_by_the_same_path() {
     assert_eq!(grouped["columns"], json!(["exit_code", "count()"]));
     // A stream has no end, and what is gathered must have one.
     let reply = ask(unix(&node), "GET", "/v2/hosts/tokyo/web-1/events", "", "");
-    assert_eq!(reply.status, 400, "{}", reply.body);
+    assert_eq!(reply.status, 406, "{}", reply.body);
 }
 
 #[test]
@@ -200,7 +200,7 @@ fn what_is_refused_is_explained() {
             (reply.status, reply.json()["type"].as_str()),
             (409, Some("urn:kumo:problem:no-cluster"))
         );
-        assert_eq!(ask(tcp(&node), "POST", target, "", body).status, 403);
+        assert_eq!(ask(tcp(&node), "POST", target, "", body).status, 401);
     }
     // A page from elsewhere gets nothing of these routes, either.
     for more in ["origin: http://evil.example\r\n", "sec-fetch-site: cross-site\r\n"] {
@@ -219,7 +219,7 @@ fn changes_are_taken_on_the_socket_only() {
     let one = format!("/v2/hosts/tokyo/web-1/proc/{}/signal", child.id());
     for target in [&own, &one, "/v2/cluster/reopen"] {
         let reply = ask(tcp(&node), "POST", target, "", body);
-        assert_eq!(reply.status, 403, "for {target}: {}", reply.body);
+        assert_eq!(reply.status, 401, "for {target}: {}", reply.body);
         assert!(reply.body.contains("socket"), "for {target}: {}", reply.body);
     }
     assert!(child.try_wait().unwrap().is_none(), "nothing was sent");

@@ -12,7 +12,9 @@ use std::time::Duration;
 
 use k2i::http::serve::{BindError, Listen};
 use k2i::{CollectorChoice, CollectorKind};
-use kumo_node::{Dirs, LockError, Node, NodeConfig, StartError, Waited, socket_path};
+use kumo_node::{
+    AccessConfig, Dirs, LockError, Node, NodeConfig, Programs, StartError, Waited, socket_path,
+};
 
 /// A node on a free port, with the fastest collector to open.
 fn config(state: &Path, run: &Path) -> NodeConfig {
@@ -21,12 +23,18 @@ fn config(state: &Path, run: &Path) -> NodeConfig {
         listen: Listen::Tcp(([127, 0, 0, 1], 0).into()),
         tls: None,
         insecure: false,
+        access: AccessConfig::default(),
         collector: CollectorChoice::Only(CollectorKind::Proc),
         events: k2i::EventChoice::Off,
+        history: None,
         dc: Some("tokyo".to_owned()),
         host: Some("web-1".to_owned()),
         calls: None,
+        // Root's node lets others through its run directory, unless it is told not to.
+        programs: Some(Programs::Own),
         lease: None,
+        sysctl: kumo_abi::sysctl::AllowList::default(),
+        metrics: k2i::metrics::Grouping::default(),
     }
 }
 

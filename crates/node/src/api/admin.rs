@@ -1,4 +1,4 @@
-//! `/v2/cluster/…`: what changes who belongs to the cluster. For the commands of this host alone.
+//! `/v2/cluster/…`: what changes who belongs to the cluster. For who manages the cluster.
 
 use std::time::Duration;
 
@@ -17,12 +17,18 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio::sync::watch;
+use utoipa::{OpenApi, ToSchema};
 
-use super::{Reply, Shared, check_local, json as document};
+use super::openapi::HostNamed;
+use super::{Reply, Shared, did, json as document, manages};
 use crate::web::Web;
 
 /// Told when the node shall start anew in place, with what its files say then.
 pub(crate) type Reopen = watch::Sender<bool>;
+
+#[derive(OpenApi)]
+#[openapi(paths(token, evict, reopen))]
+pub(super) struct Paths;
 
 pub(super) fn routes() -> Router<Shared> {
     Router::new()
@@ -31,12 +37,36 @@ pub(super) fn routes() -> Router<Shared> {
         .route("/v2/cluster/reopen", post(reopen))
 }
 
+/// A token, and until when it is good.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "it is its form that is shown")]
+struct TokenMade {
+    token: String,
+    /// RFC 3339, UTC
+    expires: String,
+}
+
+/// How many certificates were taken back.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "it is its form that is shown")]
+struct Evicted {
+    keys: u64,
+}
+
+/// That the node starts anew.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "it is its form that is shown")]
+struct Reopens {
+    reopens: bool,
+}
+
 /// What a token is to be.
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct NewToken {
     /// The only data centre that it lets into.
     #[serde(default)]
+    #[schema(value_type = Option<String>)]
     dc: Option<DcName>,
     ttl_s: u64,
     uses: u32,
@@ -45,7 +75,14 @@ struct NewToken {
     gateway: bool,
 }
 
-/// A token that lets hosts into the cluster.
+/// Makes a token that lets hosts into the cluster; it takes the right `manage`
+#[utoipa::path(
+    post, path = "/v2/cluster/tokens", request_body = NewToken,
+    responses(
+        (status = 200, body = TokenMade),
+        (status = 409, description = "There is no cluster, or nobody could use the token"),
+    ),
+)]
 async fn token(State(shared): State<Shared>, request: Request) -> Reply {
     let NewToken { dc, ttl_s, uses, gateway } = read(request).await?;
     let role = if gateway { Role::Gateway } else { Role::Member };
@@ -70,10 +107,19 @@ async fn token(State(shared): State<Shared>, request: Request) -> Reply {
         Refused::new(status, name, title, chain(&error))
     })?;
     let expires = k2i::rfc3339(i128::from(token.expires_ms) * 1_000_000);
-    Ok(document(StatusCode::OK, &json!({ "token": token.to_string(), "expires": expires })))
+    let answer = json!({ "token": token.to_string(), "expires": expires });
+    let did_what = format!("made a token that lets hosts join until {expires}");
+    Ok(did(document(StatusCode::OK, &answer), did_what))
 }
 
-/// Takes back the certificates of a host.
+/// Takes back the certificates of a host; it takes the right `manage`
+#[utoipa::path(
+    post, path = "/v2/cluster/evictions", request_body = HostNamed,
+    responses(
+        (status = 200, body = Evicted),
+        (status = 409, description = "There is no cluster, or it is this host"),
+    ),
+)]
 async fn evict(State(shared): State<Shared>, request: Request) -> Reply {
     #[derive(Deserialize)]
     #[serde(deny_unknown_fields)]
@@ -82,7 +128,8 @@ async fn evict(State(shared): State<Shared>, request: Request) -> Reply {
         host: HostName,
     }
     let Who { dc, host } = read(request).await?;
-    let keys = fabric(&shared)?.evict(&HostId { dc, host }).await.map_err(|error| {
+    let host = HostId { dc, host };
+    let keys = fabric(&shared)?.evict(&host).await.map_err(|error| {
         let (status, name, title) = match error {
             EvictError::Myself => (StatusCode::CONFLICT, "myself", "A host does not evict itself"),
             EvictError::Unknown(_) => {
@@ -96,12 +143,12 @@ async fn evict(State(shared): State<Shared>, request: Request) -> Reply {
         };
         Refused::new(status, name, title, chain(&error))
     })?;
-    Ok(document(StatusCode::OK, &json!({ "keys": keys })))
+    Ok(did(document(StatusCode::OK, &json!({ "keys": keys })), format!("evicted {host}")))
 }
 
-/// The body of a request that only commands of this host may make.
+/// The body of a request that only those may make who manage the cluster.
 async fn read<T: DeserializeOwned>(request: Request) -> Result<T, Refused> {
-    check_local(&request)?;
+    manages(&request)?;
     let body: Result<Bytes, BytesRejection> = request.extract().await;
     let body = body.map_err(|error| Refused::bad_request(error.body_text()))?;
     serde_json::from_slice(&body)
@@ -120,9 +167,12 @@ pub(super) fn fabric(shared: &Shared) -> Result<&Fabric, Refused> {
     }
 }
 
-/// Starts the node anew once this is answered. Who asked finds it again on its socket.
+/// Starts the node anew once this is answered; it takes the right `manage`
+///
+/// Who asked finds it again on its socket.
+#[utoipa::path(post, path = "/v2/cluster/reopen", responses((status = 202, body = Reopens)))]
 async fn reopen(State(shared): State<Shared>, request: Request) -> Reply {
-    check_local(&request)?;
+    manages(&request)?;
     shared.reopen.send_replace(true);
     Ok(document(StatusCode::ACCEPTED, &json!({ "reopens": true })))
 }

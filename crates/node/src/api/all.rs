@@ -7,19 +7,22 @@ use std::sync::Arc;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Query as UrlQuery, State};
-use axum::http::{HeaderMap, StatusCode, Uri, header};
+use axum::http::{Extensions, HeaderMap, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use bytes::Bytes;
-use k2i::http::{Asked, QUERY_PARAMETERS, Refused, choose, parameters};
+use k2i::http::{Asked, QUERY_PARAMETERS, Refused, asker, choose, parameters};
 use kumo_abi::merge::{self, Answered, Finished, Listed, Plan};
-use kumo_abi::{HostId, QueryText};
+use kumo_abi::relation::RELATIONS;
+use kumo_abi::{HostId, QueryText, Relation};
 use serde_json::{Map, Value, json};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
+use utoipa::OpenApi;
 
 use super::gather::{Gather, Tally};
+use super::openapi::{RowParameters, RowsOfMany, ScopeParameters};
 use super::scope::{self, Scope};
 use super::{JSON, NDJSON, PLACE_WAIT_MAX, Reply, Shared, body};
 use crate::answer::Question;
@@ -27,8 +30,18 @@ use crate::answer::Question;
 /// Pieces of a stream that wait for their client: more would be memory, less would make hosts wait.
 const PIECES_AHEAD: usize = 2;
 
+#[derive(OpenApi)]
+#[openapi(paths(rows))]
+pub(super) struct Paths;
+
 pub(super) fn routes() -> Router<Shared> {
-    Router::new().route("/v2/all/proc", get(rows)).route("/v2/all/{*path}", get(list))
+    let lists = Router::new().route("/v2/all/{*path}", get(list));
+    RELATIONS.into_iter().fold(lists, |routes, relation| {
+        let asked = move |shared: State<Shared>, uri: Uri, headers: HeaderMap, of: Extensions| {
+            rows(relation, shared, uri, headers, of)
+        };
+        routes.route(&format!("/v2/all/{}", relation.path), get(asked))
+    })
 }
 
 impl Shared {
@@ -39,18 +52,34 @@ impl Shared {
     }
 }
 
-/// `GET /v2/all/proc`: rows of many hosts as a query asks for them.
-async fn rows(State(shared): State<Shared>, uri: Uri, headers: HeaderMap) -> Reply {
+/// Rows of many hosts, as a query asks for them
+///
+/// Every host that was asked is in it or named as missing. As lines (NDJSON) the last one says who is in it.
+#[utoipa::path(
+    get, path = "/v2/all/proc",
+    params(RowParameters, ScopeParameters),
+    responses(
+        (status = 200, content((RowsOfMany = "application/json"), (String = "application/x-ndjson"))),
+        (status = 504, description = "No host answered"),
+    ),
+)]
+async fn rows(
+    relation: &'static Relation,
+    State(shared): State<Shared>,
+    uri: Uri,
+    headers: HeaderMap,
+    extensions: Extensions,
+) -> Reply {
     let form = choose(&headers, &[JSON, NDJSON])?;
     let known: Vec<&str> = QUERY_PARAMETERS.iter().chain(scope::PARAMETERS).copied().collect();
     let mut pairs = parameters(&uri, &known)?;
     let scope = Scope::take(&mut pairs)?;
     let max_age_ms = pairs.iter().find(|(name, _)| name == "max_age_ms").cloned();
     let asked = Asked::of(pairs)?;
-    let plan = Arc::new(Plan::new(&asked.query)?);
-    let mut target = "/v2/proc".to_owned();
+    let plan = Arc::new(Plan::of(relation, &asked.query)?);
+    let mut target = format!("/v2/{}", relation.path);
     push_query(&mut target, &question_pairs(plan.for_hosts(), max_age_ms));
-    let question = Question { rows: true, ..Question::get(target) };
+    let question = Question { rows: true, ..Question::get(target, asker(&extensions)) };
     let place = shared.place().await?;
     let chosen = scope.choose(&shared.web.hosts());
     let mut gather = Gather::start(&shared.web, question.encode(), chosen, scope.wait, false);
@@ -82,7 +111,12 @@ async fn rows(State(shared): State<Shared>, uri: Uri, headers: HeaderMap) -> Rep
 }
 
 /// `GET /v2/all/…`: the documents of many hosts.
-async fn list(State(shared): State<Shared>, uri: Uri, headers: HeaderMap) -> Reply {
+pub(super) async fn list(
+    State(shared): State<Shared>,
+    uri: Uri,
+    headers: HeaderMap,
+    extensions: Extensions,
+) -> Reply {
     choose(&headers, &[JSON])?;
     let pairs = UrlQuery::<Vec<(String, String)>>::try_from_uri(&uri)
         .map_err(|error| Refused::bad_request(error.body_text()))?;
@@ -93,7 +127,7 @@ async fn list(State(shared): State<Shared>, uri: Uri, headers: HeaderMap) -> Rep
     push_query(&mut target, &pairs);
     let place = shared.place().await?;
     let chosen = scope.choose(&shared.web.hosts());
-    let request = Question::get(target).encode();
+    let request = Question::get(target, asker(&extensions)).encode();
     let mut gather = Gather::start(&shared.web, request, chosen, scope.wait, false);
     let answers = gather.all().await;
     let answer = move || -> Reply {
@@ -167,7 +201,7 @@ fn failed(error: &tokio::task::JoinError) -> Refused {
     Refused::bug()
 }
 
-fn id(dc: &kumo_abi::DcName, host: &kumo_abi::HostName) -> HostId {
+pub(super) fn id(dc: &kumo_abi::DcName, host: &kumo_abi::HostName) -> HostId {
     HostId { dc: dc.clone(), host: host.clone() }
 }
 
@@ -176,7 +210,7 @@ fn tally_of_rows(gather: &Gather, finished: &Finished<Answered>) -> Tally {
     gather.tally(heard, finished.spoiled.iter())
 }
 
-fn tally_json(tally: &Tally, answered_by: Option<&[Answered]>) -> Value {
+pub(super) fn tally_json(tally: &Tally, answered_by: Option<&[Answered]>) -> Value {
     let mut hosts = json!({
         "asked": tally.asked, "answered": tally.answered, "missing": tally.missing,
     });
@@ -208,7 +242,7 @@ fn about_rows(plan: &Plan, tally: &Tally, hosts: &[Answered]) -> Map<String, Val
 }
 
 /// A document of what is said about an answer, and its rows as they are under `name`.
-fn document(
+pub(super) fn document(
     about: Map<String, Value>,
     name: &str,
     mut rows: Vec<u8>,
@@ -228,7 +262,7 @@ fn document(
     respond(JSON, body::of_pieces(pieces, place))
 }
 
-fn respond(form: &'static str, body: Body) -> Response {
+pub(super) fn respond(form: &'static str, body: Body) -> Response {
     let response: Result<Response, Infallible> =
         Ok((StatusCode::OK, [(header::CONTENT_TYPE, form)], body).into_response());
     match response {
@@ -248,6 +282,7 @@ fn question_pairs(
         ("sort", &query.sort),
         ("limit", &query.limit),
         ("group", &query.group),
+        ("at", &query.at),
     ];
     let parts =
         parts.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value.clone()?)));
@@ -265,7 +300,7 @@ pub(super) fn push_query(target: &mut String, pairs: &[(String, String)]) {
     }
 }
 
-fn push_encoded(target: &mut String, text: &str) {
+pub(super) fn push_encoded(target: &mut String, text: &str) {
     for byte in text.bytes() {
         match byte {
             b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' | b',' => {
@@ -291,6 +326,7 @@ mod tests {
             limit: Some("20".to_owned()),
             group: None,
             ended: true,
+            at: None,
         };
         let age = Some(("max_age_ms".to_owned(), "500".to_owned()));
         let mut target = "/v2/proc".to_owned();

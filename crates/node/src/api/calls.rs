@@ -14,11 +14,21 @@ use kumo_fabric::Fabric;
 use kumo_fabric::store::StoreError;
 use serde_json::json;
 use tokio::task::spawn_blocking;
+use utoipa::OpenApi;
 
-use super::{Reply, Shared, check_local, json as document};
+use super::{Reply, Shared, did, json as document, manages};
 use crate::calls::Shared as Calls;
 use crate::calls::rules::acl::Acl;
+use crate::calls::shown::{Blocked, Services, Trace};
 use crate::calls::{acl_key, read_acl};
+
+#[derive(OpenApi)]
+#[openapi(paths(services, blocked, trace))]
+pub(super) struct OwnPaths;
+
+#[derive(OpenApi)]
+#[openapi(paths(acl, put_acl, delete_acl))]
+pub(super) struct LocalPaths;
 
 /// About this host: others may ask for them over the fabric.
 pub(super) fn own_routes() -> Router<Shared> {
@@ -28,7 +38,7 @@ pub(super) fn own_routes() -> Router<Shared> {
         .route("/v2/calls/trace/{root}", get(trace))
 }
 
-/// What changes who may call what: for the commands of this host alone.
+/// What changes who may call what: for who manages the cluster.
 pub(super) fn local_routes() -> Router<Shared> {
     Router::new().route("/v2/calls/acl/{service}", get(acl).put(put_acl).delete(delete_acl))
 }
@@ -46,14 +56,24 @@ async fn show<T: serde::Serialize + Send + 'static>(
     Ok(document(StatusCode::OK, &shown))
 }
 
+/// Services that this host serves, and what it knows of others
+#[utoipa::path(get, path = "/v2/calls/services", responses((status = 200, body = Services)))]
 async fn services(State(shared): State<Shared>) -> Reply {
     show(&shared, Calls::services).await
 }
 
+/// Who waits for whom, longest first
+#[utoipa::path(get, path = "/v2/calls/blocked", responses((status = 200, body = Blocked)))]
 async fn blocked(State(shared): State<Shared>) -> Reply {
     show(&shared, Calls::blocked).await
 }
 
+/// What this host saw of a trace
+#[utoipa::path(
+    get, path = "/v2/calls/trace/{root}",
+    params(("root" = String, Path, description = "32 hexadecimal digits", pattern = "^[0-9a-f]{32}$")),
+    responses((status = 200, body = Trace)),
+)]
 async fn trace(State(shared): State<Shared>, root: Result<Path<String>, PathRejection>) -> Reply {
     let Path(text) = root.map_err(|error| Refused::bad_request(error.body_text()))?;
     let root = parse_root(&text).ok_or_else(|| {
@@ -88,12 +108,21 @@ fn fabric(shared: &Shared) -> Result<&Fabric, Refused> {
     super::admin::fabric(shared)
 }
 
+/// Who may call and serve a service; it takes the right `manage`
+#[utoipa::path(
+    get, path = "/v2/calls/acl/{service}",
+    params(("service" = String, Path, description = "Its name")),
+    responses(
+        (status = 200, body = Object),
+        (status = 409, description = "There is no cluster"),
+    ),
+)]
 async fn acl(
     State(shared): State<Shared>,
     name: Result<Path<String>, PathRejection>,
     request: Request,
 ) -> Reply {
-    check_local(&request)?;
+    manages(&request)?;
     let service = service(name)?;
     if let Some(value) = fabric(&shared)?.store().value(&acl_key(&service)) {
         let acl = read_acl(&service, &value);
@@ -107,12 +136,22 @@ async fn acl(
     }
 }
 
+/// Sets who may call and serve a service; it takes the right `manage`
+#[utoipa::path(
+    put, path = "/v2/calls/acl/{service}",
+    params(("service" = String, Path, description = "Its name")),
+    request_body = Object,
+    responses(
+        (status = 200, body = Object),
+        (status = 409, description = "There is no cluster"),
+    ),
+)]
 async fn put_acl(
     State(shared): State<Shared>,
     name: Result<Path<String>, PathRejection>,
     request: Request,
 ) -> Reply {
-    check_local(&request)?;
+    manages(&request)?;
     let service = service(name)?;
     let body: Result<Bytes, BytesRejection> = request.extract().await;
     let body = body.map_err(|error| Refused::bad_request(error.body_text()))?;
@@ -122,24 +161,33 @@ async fn put_acl(
     let value = serde_json::to_vec(&acl).unwrap_or_default();
     let (store, key) = (Arc::clone(fabric(&shared)?.store()), acl_key(&service));
     change("access list", move || store.put(&key, value)).await?;
-    tracing::info!(target: "audit", %service, "access list changed");
-    Ok(document(StatusCode::OK, &json!({ "service": service, "acl": acl })))
+    let answer = document(StatusCode::OK, &json!({ "service": service, "acl": acl }));
+    Ok(did(answer, format!("changed the access list of {service}")))
 }
 
+/// Removes a service's access list; it takes the right `manage`
+#[utoipa::path(
+    delete, path = "/v2/calls/acl/{service}",
+    params(("service" = String, Path, description = "Its name")),
+    responses(
+        (status = 200, body = Object),
+        (status = 409, description = "There is no cluster"),
+    ),
+)]
 async fn delete_acl(
     State(shared): State<Shared>,
     name: Result<Path<String>, PathRejection>,
     request: Request,
 ) -> Reply {
-    check_local(&request)?;
+    manages(&request)?;
     let service = service(name)?;
     let (store, key) = (Arc::clone(fabric(&shared)?.store()), acl_key(&service));
     let was = store.value(&key).is_some();
     if was {
         change("access list", move || store.remove(&key)).await?;
-        tracing::info!(target: "audit", %service, "access list removed");
     }
-    Ok(document(StatusCode::OK, &json!({ "service": service, "removed": was })))
+    let answer = document(StatusCode::OK, &json!({ "service": service, "removed": was }));
+    Ok(did(answer, format!("removed the access list of {service}")))
 }
 
 /// Writes to the desired state: when this returns, it is on the disk.

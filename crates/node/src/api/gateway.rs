@@ -23,17 +23,19 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use axum::{RequestExt as _, Router};
-use k2i::http::{PROBLEM_JSON, Refused, chain};
+use k2i::http::{PROBLEM_JSON, Refused, allow, chain};
 use kumo_abi::Problem;
 use kumo_abi::call::{
     BUDGET_MS_DEFAULT, BUDGET_NS_MAX, Cause, Method, RootId, ServiceName, Status,
 };
+use kumo_abi::rights::Scope as Right;
 use middlecon::{CallError, Context};
 use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
+use utoipa::OpenApi;
 
-use super::{PLACE_WAIT_MAX, Reply, Shared, calls::parse_root, check_local};
+use super::{PLACE_WAIT_MAX, Reply, Shared, calls::parse_root};
 use crate::calls::random;
 use crate::calls::shown::outcome;
 
@@ -68,7 +70,7 @@ impl Gateway {
             let title = "The node cannot call";
             Refused::new(StatusCode::SERVICE_UNAVAILABLE, "no-calls", title, chain(&error))
         })?;
-        made.secure_with(Arc::new(crate::OfCluster));
+        made.secure_with(Arc::new(middlecon::OfCluster));
         Ok(client.insert(made).clone())
     }
 }
@@ -79,17 +81,42 @@ impl std::fmt::Debug for Gateway {
     }
 }
 
+#[derive(OpenApi)]
+#[openapi(paths(call))]
+pub(super) struct Paths;
+
 pub(super) fn routes() -> Router<Shared> {
     Router::new().route("/v2/call/{service}/{method}", post(call))
 }
 
+/// Calls a service; it takes the right `call`
+///
+/// The outcome is in the header `kumo-outcome`, and why in `kumo-cause`.
+#[utoipa::path(
+    post, path = "/v2/call/{service}/{method}",
+    params(
+        ("service" = String, Path, description = "Its name"),
+        ("method" = String, Path, description = "Which of its methods"),
+        ("kumo-budget-ms" = Option<u64>, Header, description = "How long it may take", minimum = 1),
+        ("traceparent" = Option<String>, Header, description = "The trace that it is part of (W3C)"),
+    ),
+    request_body(content(("application/octet-stream"))),
+    responses(
+        (status = 200, content(("application/octet-stream"))),
+        (status = 422, description = "The callee said no; its code is in `kumo-code`"),
+        (status = 429, description = "Not executed: the callee's or this host's means are exhausted"),
+        (status = 502, description = "Unknown: it may have been executed"),
+        (status = 504, description = "Its budget was over"),
+        (status = 508, description = "Not executed: it would have come back to where it began"),
+    ),
+)]
 async fn call(
     State(shared): State<Shared>,
     names: Result<Path<(String, String)>, PathRejection>,
     request: Request,
 ) -> Reply {
     // Whoever calls here calls as the user of the node.
-    check_local(&request)?;
+    allow(request.extensions(), Right::Call)?;
     let Path((service, method)) = names.map_err(|error| Refused::bad_request(error.body_text()))?;
     let bad = |what: &str, text: &str, error: &dyn std::fmt::Display| {
         Refused::bad_request(format!("`{}` is no {what}: {error}", text.escape_debug()))

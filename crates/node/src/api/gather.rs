@@ -207,6 +207,12 @@ fn speaks_for(answer: &[u8], outcomes: &[HostOutcome]) -> bool {
 }
 
 impl Tally {
+    /// One that had answered did not answer what was asked.
+    pub(super) fn refused(&mut self, id: HostId, why: String) {
+        self.answered = self.answered.saturating_sub(1);
+        self.missing.push(HostOutcome { id, outcome: Outcome::Refused { why } });
+    }
+
     /// Refuses an answer of nobody. That nobody was meant is an answer.
     pub(super) fn check(&self) -> Result<(), Refused> {
         /// So many are named; a page of names helps nobody.

@@ -11,8 +11,14 @@ mod gateway;
 mod gather;
 mod hosts;
 mod one;
+mod openapi;
+mod prometheus;
 mod react;
+mod rights;
+mod rollout;
 mod scope;
+mod sql;
+mod sysctl;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -23,15 +29,19 @@ use axum::extract::Request;
 use axum::http::{StatusCode, header};
 use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
-use k2i::http::{Refused, Via};
+use k2i::http::{Did, Refused, Via, allow, asker};
+use kumo_abi::rights::{Scope as Right, Who};
 use tokio::sync::{Semaphore, watch};
 
 use crate::calls::Shared as Calls;
 use crate::react::Shared as React;
+use crate::sysctl::Shared as Sysctl;
+use crate::tokens::NodeTokens;
 use crate::web::Web;
 
 pub(crate) use admin::Reopen;
 pub use gather::GATHER_BYTES_MAX;
+pub(crate) use openapi::{HostNamed, document};
 
 /// Most gathers of one listener under way at once, until their client has read the answer. Each may
 /// hold [`gather::GATHER_BYTES_MAX`].
@@ -51,9 +61,12 @@ pub(crate) struct Shared {
     pub(crate) web: Web,
     calls: Arc<Calls>,
     react: Arc<React>,
+    sysctl: Arc<Sysctl>,
+    tokens: Arc<NodeTokens>,
     gateway: gateway::Gateway,
     run_dir: Arc<Path>,
     places: Arc<Semaphore>,
+    queries: k2i::http::sql::Places,
     /// Says when the node stops: streams end then.
     stopping: watch::Receiver<bool>,
     reopen: Reopen,
@@ -61,48 +74,75 @@ pub(crate) struct Shared {
 
 impl Shared {
     /// One for each listener: clients of one cannot fill the places of another.
+    #[expect(clippy::too_many_arguments, reason = "each is a part of the node, once")]
     pub(crate) fn new(
         web: Web,
         calls: Arc<Calls>,
         react: Arc<React>,
+        sysctl: Arc<Sysctl>,
+        tokens: Arc<NodeTokens>,
         run_dir: Arc<Path>,
         stopping: watch::Receiver<bool>,
         reopen: Reopen,
     ) -> Shared {
         let places = Arc::new(Semaphore::new(GATHERS_MAX));
+        let queries = k2i::http::sql::Places::new();
         let gateway = gateway::Gateway::new();
-        Shared { web, calls, react, gateway, run_dir, places, stopping, reopen }
+        Shared {
+            web,
+            calls,
+            react,
+            sysctl,
+            tokens,
+            gateway,
+            run_dir,
+            places,
+            queries,
+            stopping,
+            reopen,
+        }
     }
 }
 
 /// Routes about this node.
 pub(crate) fn own_routes(shared: Shared) -> Router {
-    hosts::routes().merge(calls::own_routes()).merge(react::own_routes()).with_state(shared)
+    let routes = hosts::routes().merge(calls::own_routes()).merge(react::own_routes());
+    routes.merge(sysctl::own_routes()).with_state(shared)
 }
 
 /// Routes that ask others, or change what the node is.
 pub(crate) fn wide_routes(shared: Shared) -> Router {
-    let asking = all::routes().merge(one::routes()).route_layer(from_fn(near));
-    let local = admin::routes().merge(calls::local_routes()).merge(gateway::routes());
+    let asking = all::routes()
+        .merge(one::routes())
+        .merge(sysctl::asking_routes())
+        .merge(prometheus::routes())
+        .merge(sql::routes());
+    let asking = asking.route_layer(from_fn(near));
+    let local = admin::routes()
+        .merge(calls::local_routes())
+        .merge(gateway::routes())
+        .merge(rights::routes());
     let local = local.merge(react::local_routes());
     asking.merge(hosts::stream()).merge(local).with_state(shared)
 }
 
-/// Lets through who is on this host. On an address that other machines reach nobody says who he is,
-/// and through one node he would read all of them.
+/// Lets through who is on this host, and who has said who he is: through one node he reads all of them.
 async fn near(request: Request, next: Next) -> Response {
     let is_near = match request.extensions().get::<Via>() {
         Some(Via::Unix) => true,
-        Some(Via::Tcp { local, .. }) => local.ip().to_canonical().is_loopback(),
+        Some(Via::Tcp { local, .. }) => {
+            local.ip().to_canonical().is_loopback()
+                || asker(request.extensions()).who != Who::Nobody
+        }
         Some(Via::Fabric) | None => false,
     };
     if is_near {
         return next.run(request).await;
     }
-    let detail = "other hosts are asked through the node's Unix socket and its loopback address only, as \
-        here nobody says who he is; run `kumo` on the node's host, or from elsewhere \
-        `ssh -L 7080:/run/kumo/api.sock HOST` and ask http://127.0.0.1:7080";
-    let title = "Other hosts are not asked on this address";
+    let detail = "other hosts are asked on this address by those who say who they are: send `Authorization: \
+        Bearer TOKEN` with a token that `kumo rights token add NAME` makes; or run `kumo` on the node's \
+        host, or from elsewhere `ssh -L 7080:/run/kumo/api.sock HOST` and ask http://127.0.0.1:7080";
+    let title = "Other hosts are not asked on this address by everybody";
     Refused::new(StatusCode::FORBIDDEN, "not-for-others", title, detail).into_response()
 }
 
@@ -113,14 +153,15 @@ fn json(status: StatusCode, document: &impl serde::Serialize) -> Response {
     (status, [(header::CONTENT_TYPE, JSON)], body).into_response()
 }
 
-/// Refuses what is for the commands of this host alone.
-fn check_local(request: &Request) -> Result<(), Refused> {
-    if request.extensions().get::<Via>() == Some(&Via::Unix) {
-        return Ok(());
-    }
-    let detail = "this is taken on the node's Unix socket only, where `kumo` asks";
-    let title = "Not on this address";
-    Err(Refused::new(StatusCode::FORBIDDEN, "local-only", title, detail))
+/// The answer with what was done, for the audit log.
+fn did(mut answer: Response, what: String) -> Response {
+    answer.extensions_mut().insert(Did(what));
+    answer
+}
+
+/// Refuses who may not change what the cluster is.
+fn manages(request: &Request) -> Result<(), Refused> {
+    allow(request.extensions(), Right::Manage)
 }
 
 #[cfg(test)]
@@ -131,6 +172,8 @@ mod tests {
     use axum::body::Body;
     use axum::http::Uri;
     use kumo_abi::HostId;
+    use kumo_abi::rights::Asker;
+    use kumo_abi::sysctl::AllowList;
     use tower::ServiceExt as _;
 
     use super::*;
@@ -138,7 +181,7 @@ mod tests {
     use crate::web::card;
 
     /// The status of a route for who comes this way.
-    async fn status(target: &'static str, via: Option<Via>) -> StatusCode {
+    async fn status(target: &'static str, via: Option<Via>, who: Who) -> StatusCode {
         let me: HostId = "tokyo/a".parse().expect("a host");
         let answerer = HostAnswerer::new(me.clone());
         let web = Web::lone(me, card(None), Instant::now(), answerer);
@@ -146,12 +189,17 @@ mod tests {
         let calls = Calls::idle(web.clone());
         let react = React::idle(web.clone(), Arc::clone(&calls));
         let reopen = watch::Sender::new(false);
-        let shared = Shared::new(web, calls, react, Path::new("/").into(), stopping, reopen);
+        // Nothing is there, and nothing is written.
+        let sysctl = Sysctl::open(Path::new("/nonexistent"), "", AllowList::default());
+        let tokens = Arc::new(NodeTokens::in_file(Path::new("/nowhere")));
+        let run_dir = Path::new("/").into();
+        let shared = Shared::new(web, calls, react, sysctl, tokens, run_dir, stopping, reopen);
         let mut request = Request::new(Body::empty());
         *request.uri_mut() = Uri::from_static(target);
         if let Some(via) = via {
             request.extensions_mut().insert(via);
         }
+        request.extensions_mut().insert(Asker { who, ..Asker::default() });
         let Ok(response) = wide_routes(shared).oneshot(request).await;
         response.status()
     }
@@ -175,10 +223,13 @@ mod tests {
         ];
         for (via, is_near) in cases {
             for target in ["/v2/all/proc", "/v2/all/host", "/v2/hosts/tokyo/a/host"] {
-                let refused = status(target, via).await == StatusCode::FORBIDDEN;
+                let refused = status(target, via, Who::Nobody).await == StatusCode::FORBIDDEN;
                 assert_eq!(!refused, is_near, "for {target} by {via:?}");
             }
-            assert_eq!(status("/v2/hosts/events", via).await, StatusCode::OK);
+            let token = Who::Token("ci".to_owned());
+            let refused = status("/v2/all/host", via, token).await == StatusCode::FORBIDDEN;
+            assert_eq!(refused, !matches!(via, Some(Via::Unix | Via::Tcp { .. })), "by {via:?}");
+            assert_eq!(status("/v2/hosts/events", via, Who::Nobody).await, StatusCode::OK);
         }
     }
 }

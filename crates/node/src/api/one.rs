@@ -5,21 +5,28 @@ use axum::Router;
 use axum::body::Bytes;
 use axum::extract::rejection::{BytesRejection, PathRejection};
 use axum::extract::{Path, Query as UrlQuery, Request, State};
-use axum::http::{Method, StatusCode, Uri, header};
+use axum::http::{Extensions, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use k2i::http::{PROBLEM_JSON, Refused, check_change, parameters};
+use k2i::http::{PROBLEM_JSON, Refused, allow, asker, parameters};
 use kumo_abi::HostId;
 use kumo_abi::cluster::{HostState, Outcome};
 use kumo_abi::merge;
+use kumo_abi::rights::Scope as Right;
 use serde::Deserialize;
 use serde_json::value::RawValue;
+use utoipa::OpenApi;
 
 use super::all::push_query;
 use super::gather::{Gather, in_words};
+use super::openapi::SignalForm;
 use super::scope::{self, Chosen, Scope};
 use super::{JSON, Reply, Shared};
-use crate::answer::Question;
+use crate::answer::{Question, TEXT, document_text};
+
+#[derive(OpenApi)]
+#[openapi(paths(signal))]
+pub(super) struct Paths;
 
 pub(super) fn routes() -> Router<Shared> {
     Router::new()
@@ -28,10 +35,11 @@ pub(super) fn routes() -> Router<Shared> {
 }
 
 /// Any document of one host.
-async fn read(
+pub(super) async fn read(
     State(shared): State<Shared>,
     names: Result<Path<(String, String, String)>, PathRejection>,
     uri: Uri,
+    extensions: Extensions,
 ) -> Reply {
     let Path((dc, host, _)) = names.map_err(|error| Refused::bad_request(error.body_text()))?;
     let id = host_id(&dc, &host)?;
@@ -45,17 +53,35 @@ async fn read(
     let path: Vec<&str> = uri.path().splitn(6, '/').collect();
     let mut target = format!("/v2/{}", path.last().copied().unwrap_or_default());
     push_query(&mut target, &pairs);
-    ask(&shared, id, Question::get(target), &scope, false).await
+    ask(&shared, id, Question::get(target, asker(&extensions)), &scope, false).await
 }
 
-/// A signal to a process of one host.
+/// Sends a signal to a process of one host; it takes the right `signal`
+#[utoipa::path(
+    post, path = "/v2/hosts/{dc}/{host}/proc/{id}/signal",
+    params(
+        ("dc" = String, Path, description = "Data centre of the host"),
+        ("host" = String, Path, description = "Its name"),
+        ("id" = String, Path, description = "PID or PID@START, as column `id` shows it"),
+        ("wait_ms" = Option<u64>, Query, description = "How long the host is waited for", minimum = 10, maximum = 60_000),
+    ),
+    request_body = SignalForm,
+    responses(
+        (status = 200, body = Object),
+        (status = 409, description = "The number belongs to another process"),
+        (status = 501, description = "The kernel is too old for it"),
+        (status = 502, description = "The host does not answer this"),
+        (status = 504, description = "The host gave no answer; it may still do what it was asked to"),
+    ),
+)]
 async fn signal(
     State(shared): State<Shared>,
     names: Result<Path<(String, String, String)>, PathRejection>,
     uri: Uri,
     request: Request,
 ) -> Reply {
-    check_change(request.extensions())?;
+    allow(request.extensions(), Right::Signal)?;
+    let asker = asker(request.extensions());
     let Path((dc, host, process)) =
         names.map_err(|error| Refused::bad_request(error.body_text()))?;
     let id = host_id(&dc, &host)?;
@@ -68,12 +94,12 @@ async fn signal(
         return Err(Refused::bad_request("the process is neither PID nor PID@START"));
     }
     let target = format!("/v2/proc/{process}/signal");
-    let question =
-        Question { method: Method::POST.to_string(), body: Some(body), ..Question::get(target) };
+    let method = Method::POST.to_string();
+    let question = Question { method, body: Some(body), ..Question::get(target, asker) };
     ask(&shared, id, question, &scope, true).await
 }
 
-fn host_id(dc: &str, host: &str) -> Result<HostId, Refused> {
+pub(super) fn host_id(dc: &str, host: &str) -> Result<HostId, Refused> {
     format!("{dc}/{host}").parse().map_err(|error| {
         let (dc, host) = (dc.escape_debug(), host.escape_debug());
         Refused::bad_request(format!("`{dc}/{host}` is no host: {error}"))
@@ -88,7 +114,7 @@ struct One<'a> {
     body: &'a RawValue,
 }
 
-async fn ask(
+pub(super) async fn ask(
     shared: &Shared,
     id: HostId,
     question: Question,
@@ -96,7 +122,7 @@ async fn ask(
     changes: bool,
 ) -> Reply {
     let Some(host) = shared.web.hosts().into_iter().find(|host| host.id == id) else {
-        let detail = format!("there is no host {id}; /v2/hosts lists those there are");
+        let detail = format!("there is no host {id}; `kumo hosts` lists them");
         let title = "There is no such host";
         return Err(Refused::new(StatusCode::NOT_FOUND, "no-such-host", title, detail));
     };
@@ -133,6 +159,9 @@ async fn ask(
 
 fn passed_on(status: u16, body: &str) -> Response {
     let status = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY);
+    if let Some(text) = document_text(body).filter(|_| status.is_success()) {
+        return (status, [(header::CONTENT_TYPE, TEXT)], text).into_response();
+    }
     let kind = if status.is_success() { JSON } else { PROBLEM_JSON };
     (status, [(header::CONTENT_TYPE, kind)], k2i::escaped_json(body)).into_response()
 }

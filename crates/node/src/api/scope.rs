@@ -29,7 +29,7 @@ pub(super) struct Wait {
 }
 
 /// Whom a question is for.
-#[derive(Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Chosen {
     /// They are asked.
     pub(super) hosts: Vec<HostId>,

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kumo_abi::call::ServiceName;
+use kumo_abi::call::{Cause, ServiceName};
 use kumo_abi::cluster::HostState;
 use kumo_abi::control::FromNode;
 use kumo_abi::{DcName, HostId};
 use kumo_fabric::Fabric;
+use kumo_fabric::join::registry;
 use kumo_fabric::store::StoreError;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::watch;
@@ -109,6 +110,11 @@ fn take_in(shared: &Arc<Shared>, fabric: &Fabric, key: &str) {
         let evicted = FromNode::Evicted { serials: peers::evicted(fabric) };
         let state = shared.state();
         state.certified.iter().for_each(|program| state.tell(*program, &evicted));
+        drop(state);
+        // New connections are refused by certificates; those that are open would stay.
+        if let Some(host) = registry::evicted_host(key) {
+            shared.act(|broker, now, fresh| broker.host_lost(&host, Cause::Denied, now, fresh));
+        }
     }
 }
 

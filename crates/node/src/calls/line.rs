@@ -8,6 +8,7 @@ use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use kumo_abi::call::Cause;
 use kumo_abi::control::{
     self, ControlError, FromNode, PACKET_BYTES_MAX, REQUESTS_MAX, Request, ToNode,
 };
@@ -17,6 +18,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
 
 use super::readiness;
+use super::rules::Refusal;
 
 /// Callers that wait until a server reads on. More would not be served sooner.
 pub(super) const INCOMING_AHEAD_MAX: usize = 256;
@@ -38,6 +40,25 @@ pub(super) enum NotTold {
     Full,
     /// The kernel does not pass the descriptor.
     NotPassed(io::Error),
+}
+
+impl NotTold {
+    /// As who wanted the connection is told.
+    pub(super) fn refusal(self) -> Refusal {
+        match self {
+            NotTold::Full => {
+                let message = "the program does not take connections as fast as they come";
+                Refusal::new(Cause::Busy, message)
+            }
+            NotTold::NotPassed(error) => no_descriptors(&error),
+        }
+    }
+}
+
+/// What who wanted a connection is told where the kernel gives none.
+pub(super) fn no_descriptors(error: &io::Error) -> Refusal {
+    tracing::warn!("a connection could not be made: {error}");
+    Refusal::new(Cause::Exhausted, "the node has no descriptors for another connection")
 }
 
 /// Why a program is not heard any more.

@@ -1,7 +1,8 @@
 //! Looks after calls that take long: a callee that stands still will not answer.
 //!
-//! Nobody looks while no program is connected, and only those processes are looked at for which a call has
-//! waited for a while.
+//! Nobody looks while no program is connected. Looked at are those for whom a call of this host has waited for a
+//! while, those who have callers on other hosts, whose pages are there, and those who stood still when they were
+//! looked at last.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -58,10 +59,13 @@ fn look(shared: &Arc<Shared>, freezers: &Freezers) -> BTreeSet<HostId> {
     let (waited_for, suspended) = callees(shared, &slow);
     let mut ended: Vec<GrantId> = Vec::new();
     let mut found: Vec<(Program, bool)> = Vec::new();
-    for (program, (pid, grants)) in waited_for {
+    for (program, Callee { pid, near, far }) in waited_for {
         let still = freezers.stands_still(pid);
         if still {
-            ended.extend(grants);
+            ended.extend(near);
+            if suspended.contains(&program) {
+                ended.extend(far);
+            }
         }
         if still || suspended.contains(&program) {
             found.push((program, still));
@@ -104,9 +108,19 @@ fn waiting_calls(shared: &Shared) -> (Vec<(Program, Connection)>, BTreeSet<HostI
     (slow, hosts)
 }
 
-/// The programs of this host that are waited for, with their process and the connections on which they
-/// are; and those that stood still, which are looked at too, for they may go on. And which these are.
-type WaitedFor = BTreeMap<Program, (u32, BTreeSet<GrantId>)>;
+/// A program of this host that is, or may be, waited for.
+struct Callee {
+    pid: u32,
+    /// The connections on which callers of this host wait.
+    near: BTreeSet<GrantId>,
+    /// Those of callers of other hosts, whose pages are there: whether they wait is not known here. So they are
+    /// ended when it is seen standing still for the second time.
+    far: BTreeSet<GrantId>,
+}
+
+/// Those programs, and those that stood still, which are looked at too, for they may go on. And which these
+/// are.
+type WaitedFor = BTreeMap<Program, Callee>;
 
 fn callees(shared: &Shared, slow: &[(Program, Connection)]) -> (WaitedFor, BTreeSet<Program>) {
     let state = shared.state();
@@ -118,14 +132,21 @@ fn callees(shared: &Shared, slow: &[(Program, Connection)]) -> (WaitedFor, BTree
         .map(|instance| instance.program)
         .collect();
     let mut waited_for = WaitedFor::new();
-    let mut add = |program: Program, grant: Option<GrantId>| {
+    let mut add = |program: Program, near: Option<GrantId>, far: Option<GrantId>| {
         if let Some(found) = broker.program(program).filter(|found| found.pid != 0) {
-            let entry = waited_for.entry(program).or_insert((found.pid, BTreeSet::new()));
-            entry.1.extend(grant);
+            let none = Callee { pid: found.pid, near: BTreeSet::new(), far: BTreeSet::new() };
+            let callee = waited_for.entry(program).or_insert(none);
+            callee.near.extend(near);
+            callee.far.extend(far);
         }
     };
     for program in &suspended {
-        add(*program, None);
+        add(*program, None, None);
+    }
+    for grant in broker.grants().values() {
+        if let (Party::There(_), Party::Here { program, .. }) = (&grant.caller, &grant.callee) {
+            add(*program, None, Some(grant.id));
+        }
     }
     for (program, connection) in slow {
         // What a page says of a connection is believed of its own program's connections only.
@@ -135,7 +156,7 @@ fn callees(shared: &Shared, slow: &[(Program, Connection)]) -> (WaitedFor, BTree
             continue;
         }
         if let Party::Here { program: callee, .. } = grant.callee {
-            add(callee, Some(grant.id));
+            add(callee, Some(grant.id), None);
         }
     }
     (waited_for, suspended)

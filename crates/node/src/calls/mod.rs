@@ -41,7 +41,7 @@ use std::time::Duration;
 use kumo_abi::control::{FromNode, SOCKET_NAME, ToNode};
 use kumo_abi::{ClusterName, HostId};
 use kumo_sys::packet;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, geteuid, getrlimit, setrlimit};
 use rustix::time::{ClockId, clock_gettime};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -68,9 +68,6 @@ const DESCRIPTORS_OF_GRANT: u64 = 2;
 /// Pause after the kernel had no descriptor or memory for a program.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// What a socket's name ends with until it is ready.
-const FRESH_SUFFIX: &str = ".new";
-
 /// What the parts share.
 pub(crate) struct Shared {
     state: Mutex<State>,
@@ -91,7 +88,7 @@ impl std::fmt::Debug for Shared {
 
 impl Shared {
     fn new(web: Web, elsewhere: Handle, grants_max: usize) -> Shared {
-        let broker = Broker::new(web.me(), web.cluster(), grants_max);
+        let broker = Broker::new(web.me(), web.cluster(), geteuid().as_raw(), grants_max);
         let state = Mutex::new(State::new(broker));
         Shared { state, web, came: Notify::new(), publish: Notify::new(), elsewhere }
     }
@@ -193,10 +190,15 @@ impl Calls {
     ///
     /// # Errors
     /// The socket cannot be made, or no thread.
-    pub(crate) fn start(web: Web, run_dir: &Path, elsewhere: &Handle) -> io::Result<Calls> {
+    pub(crate) fn start(
+        web: Web,
+        run_dir: &Path,
+        programs: Programs,
+        elsewhere: &Handle,
+    ) -> io::Result<Calls> {
         let grants_max = raise_descriptors() / DESCRIPTORS_PART / DESCRIPTORS_OF_GRANT;
         let shared = Arc::new(Shared::new(web, elsewhere.clone(), grants_max as usize));
-        let (listening, file) = listen(&run_dir.join(SOCKET_NAME))?;
+        let (listening, file) = listen(&run_dir.join(SOCKET_NAME), programs)?;
         let (stop, stopping) = watch::channel(false);
         let runtime = Builder::new_current_thread().enable_io().enable_time().build()?;
         let serving = Arc::clone(&shared);
@@ -284,23 +286,36 @@ impl Drop for SocketFile {
     }
 }
 
-/// Listens where only our own user may connect. The run directory is ours alone, by its lock: what is
-/// there is of a node that has gone.
-fn listen(path: &Path) -> io::Result<(OwnedFd, SocketFile)> {
-    // It gets its mode under another name, so that nobody opens it meanwhile.
-    let mut fresh = path.as_os_str().to_owned();
-    fresh.push(FRESH_SUFFIX);
-    let fresh = PathBuf::from(fresh);
-    match fs::remove_file(&fresh) {
+/// Whose programs may call and serve through a node. Who each is, the kernel says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Programs {
+    /// Those of all users of this host; which names they may serve is another matter.
+    All,
+    /// Those of the user that the node runs as, and root's.
+    Own,
+}
+
+impl Programs {
+    /// As a node of this user has it where nobody says otherwise: root's is there for all.
+    pub fn of_node(uid: u32) -> Programs {
+        if uid == 0 { Programs::All } else { Programs::Own }
+    }
+}
+
+/// Listens. The run directory is ours alone, by its lock: what is there is of a node that has gone.
+fn listen(path: &Path, programs: Programs) -> io::Result<(OwnedFd, SocketFile)> {
+    match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    let listening = packet::listen_at(&fresh)?;
-    let mut file = SocketFile(fresh.clone());
+    let listening = packet::listen_at(path)?;
+    let file = SocketFile(path.to_owned());
     rustix::io::ioctl_fionbio(&listening, true)?;
-    fs::set_permissions(&fresh, fs::Permissions::from_mode(0o600))?;
-    fs::rename(&fresh, path)?;
-    path.clone_into(&mut file.0);
+    let mode = match programs {
+        Programs::All => 0o666,
+        Programs::Own => 0o600,
+    };
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
     Ok((listening, file))
 }
 

@@ -17,12 +17,14 @@ use kumo_abi::control::{Carrier, Certificate, End, FromNode, Request};
 use kumo_fabric::peer::{
     Expected, HostLife, HostWatch, PeerAnswerer, PeerLinks, RequestError, Ticket,
 };
-use kumo_fabric::{Answering, Fabric, wall_ms};
+use kumo_fabric::{Answering, Fabric};
 use kumo_pki::{Program as Named, ProgramIssuer, ProgramKey, ProgramPeer};
+use kumo_sys::wall_ms;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpStream;
 
+use super::line::{NotTold, no_descriptors};
 use super::rules::{Admitted, Asked, Order, Program, Refusal};
 use super::state::random;
 use super::{Shared, now};
@@ -158,21 +160,16 @@ fn admit(shared: &Arc<Shared>, from: HostId, open: OpenThere) -> Opened {
 /// time is forgotten by the rules.
 async fn arrive(shared: Arc<Shared>, grant: GrantId, expected: Expected) {
     let Ok(stream) = expected.stream().await else { return };
-    let socket = match plain(stream) {
-        Ok(socket) => socket,
-        Err(error) => {
-            tracing::warn!("a caller's connection cannot be handed over: {error}");
-            return;
-        }
-    };
-    let mut state = shared.state();
-    let Some((program, incoming)) = state.broker.arrived(grant) else { return };
-    let connection = incoming.connection;
-    let message = FromNode::Incoming(incoming);
-    let told = state.hand_over(program, &message, connection, grant, End::Callee, socket);
-    drop(state);
-    if told.is_err() {
-        end(&shared, grant, Cause::Busy);
+    let handed = plain(stream).map_err(|error| no_descriptors(&error)).and_then(|socket| {
+        let mut state = shared.state();
+        let Some((program, incoming)) = state.broker.arrived(grant) else { return Ok(()) };
+        let connection = incoming.connection;
+        let message = FromNode::Incoming(incoming);
+        let told = state.hand_over(program, &message, connection, grant, End::Callee, socket);
+        told.map_err(NotTold::refusal)
+    });
+    if let Err(refusal) = handed {
+        not_handed(&shared, grant, End::Callee, refusal.cause);
     }
 }
 
@@ -183,8 +180,8 @@ fn plain(stream: TcpStream) -> std::io::Result<OwnedFd> {
     Ok(stream.into())
 }
 
-fn end(shared: &Arc<Shared>, grant: GrantId, cause: Cause) {
-    shared.act(|broker, now, fresh| broker.end_all(&[grant], cause, now, fresh));
+fn not_handed(shared: &Arc<Shared>, grant: GrantId, end: End, cause: Cause) {
+    shared.act(|broker, now, fresh| broker.not_handed(grant, end, cause, now, fresh));
 }
 
 /// Asks the hosts of an order, one after the other, until one has what is wanted.
@@ -242,38 +239,43 @@ async fn ask_one(
     };
     let grant = admitted.grant;
     let dialed = links.dial_data(host, Ticket::from_bytes(ticket), wait).await;
-    let dialed = dialed.map_err(|error| no_answer(&error)).and_then(|stream| {
-        plain(stream).map_err(|error| {
-            Refusal::new(Cause::Exhausted, format!("the connection cannot be handed over: {error}"))
-        })
-    });
-    let handed = dialed.and_then(|socket| hand_over(shared, order, host, admitted, socket));
-    if handed.is_err() {
+    let dialed = dialed
+        .map_err(|error| no_answer(&error))
+        .and_then(|stream| plain(stream).map_err(|error| no_descriptors(&error)));
+    let handed = dialed
+        .map_err(|refusal| (refusal, false))
+        .and_then(|socket| hand_over(shared, order, host, admitted, socket));
+    handed.map_err(|(refusal, was_granted)| {
         // The callee's node need not wait for it.
-        tell(shared, host.clone(), &Obituary { grant, cause: Cause::Cancelled, taken: None });
-    }
-    handed
+        if was_granted {
+            not_handed(shared, grant, End::Caller, refusal.cause);
+        } else {
+            tell(shared, host.clone(), &Obituary { grant, cause: Cause::Cancelled, taken: None });
+        }
+        refusal
+    })
 }
 
+/// Gives a caller of this host its connection.
+///
+/// # Errors
+/// Why not, and whether the rules hold it as granted.
 fn hand_over(
     shared: &Arc<Shared>,
     order: &Order,
     host: &HostId,
     admitted: Admitted,
     socket: OwnedFd,
-) -> Result<(), Refusal> {
+) -> Result<(), (Refusal, bool)> {
     let grant = admitted.grant;
+    // Under one lock: nobody hears that it has ended before the program has it.
     let mut state = shared.state();
-    let now = now();
-    let granted = state.broker.granted(order, host, admitted, Carrier::Tls, now)?;
+    let granted = state.broker.granted(order, host, admitted, Carrier::Tls, now());
+    let granted = granted.map_err(|refusal| (refusal, false))?;
     let connection = granted.connection;
     let message = FromNode::Granted(granted);
     let told = state.hand_over(order.program, &message, connection, grant, End::Caller, socket);
-    drop(state);
-    if told.is_err() {
-        end(shared, grant, Cause::Lost);
-    }
-    Ok(())
+    told.map_err(|not| (not.refusal(), true))
 }
 
 fn no_answer(error: &RequestError) -> Refusal {
@@ -335,7 +337,7 @@ fn certificate(
 ) -> Result<Certificate, Box<dyn std::error::Error + Send + Sync>> {
     let identity = fabric.identity();
     let named = match who {
-        Who::Service(service) => Named::Service(service.as_str().parse()?),
+        Who::Service(service) => Named::Service(service),
         Who::User(uid) => Named::User(uid),
     };
     let issuer = ProgramIssuer::new(identity.certificate.clone(), &identity.key)?;

@@ -13,6 +13,7 @@ use kumo_abi::{DcName, HostId, HostName};
 use kumo_sys::PeerPage;
 use rustix::time::{ClockId, clock_gettime};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::rules::Program;
 use super::rules::grants::Grant;
@@ -24,9 +25,11 @@ use crate::react::rules::Load;
 pub(crate) const SPANS_SHOWN_MAX: usize = 10_000;
 
 /// A host, in its own two fields.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 struct At {
+    #[schema(value_type = String)]
     dc: DcName,
+    #[schema(value_type = String)]
     host: HostName,
 }
 
@@ -37,7 +40,7 @@ impl From<&HostId> for At {
 }
 
 /// `GET /v2/calls/services`.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct Services {
     /// This host.
     #[serde(flatten)]
@@ -50,10 +53,24 @@ pub(crate) struct Services {
     instances: Vec<ShownInstance>,
     /// What other hosts say that they serve, as this host knows it.
     elsewhere: Vec<Elsewhere>,
+    /// Connections that it refused to programs of this host: of each service the last, oldest first.
+    refused: Vec<ShownRefusal>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+struct ShownRefusal {
+    #[schema(value_type = String)]
+    service: ServiceName,
+    pid: u32,
+    uid: u32,
+    cause: &'static str,
+    message: String,
+    ago_ms: u64,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
 struct ShownInstance {
+    #[schema(value_type = String)]
     service: ServiceName,
     /// 16 hexadecimal digits.
     instance: String,
@@ -80,10 +97,11 @@ struct ShownInstance {
     serves_ms: u64,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct Elsewhere {
     #[serde(flatten)]
     at: At,
+    #[schema(value_type = String)]
     service: ServiceName,
     ready: u32,
     asleep: u32,
@@ -93,7 +111,7 @@ struct Elsewhere {
 }
 
 /// `GET /v2/calls/blocked`.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct Blocked {
     #[serde(flatten)]
     at: At,
@@ -103,13 +121,14 @@ pub(crate) struct Blocked {
     unlisted: u64,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct Edge {
     /// Who waits.
     caller: Party,
     /// For whom.
     callee: Party,
     /// The method; `null` where the page does not say.
+    #[schema(value_type = Option<String>)]
     method: Option<Method>,
     /// The trace: 32 hexadecimal digits.
     root: String,
@@ -132,13 +151,14 @@ struct Edge {
 }
 
 /// One end of a call.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct Party {
     #[serde(flatten)]
     at: At,
     /// 0 where nobody knows it.
     pid: u32,
     /// As which service; `null` for a program that calls as its user.
+    #[schema(value_type = Option<String>)]
     service: Option<ServiceName>,
     /// As which user; `null` for a service.
     uid: Option<u32>,
@@ -149,7 +169,7 @@ struct Party {
 }
 
 /// `GET /v2/calls/trace/{root}`.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct Trace {
     #[serde(flatten)]
     at: At,
@@ -160,13 +180,15 @@ pub(crate) struct Trace {
     cut: bool,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct ShownSpan {
     /// Who saw it: `caller` or `callee`.
     side: &'static str,
     pid: u32,
     uid: u32,
+    #[schema(value_type = Option<String>)]
     service: Option<ServiceName>,
+    #[schema(value_type = Option<String>)]
     method: Option<Method>,
     call: String,
     parent: Option<String>,
@@ -202,6 +224,27 @@ fn end(peer: &Peer, instance: Option<InstanceId>, suspended: bool) -> Party {
     Party { at: At::from(&peer.host), pid: peer.pid, service, uid, instance, suspended }
 }
 
+fn state_name(instance: &Instance) -> &'static str {
+    match instance {
+        Instance { draining: true, .. } => "draining",
+        Instance { suspended: true, .. } => "suspended",
+        _ => "ready",
+    }
+}
+
+/// Calls on this host in numbers, for scrapes.
+#[derive(Debug)]
+pub(crate) struct Counts {
+    /// Programs that are connected with the node.
+    pub(crate) programs: usize,
+    /// Connections that it granted and that are open.
+    pub(crate) connections: usize,
+    /// Calls that wait for their reply.
+    pub(crate) waiting: usize,
+    /// Instances by state.
+    pub(crate) instances: [(&'static str, usize); 3],
+}
+
 /// A call that waits, with the connection that it waits on.
 struct Waiting {
     page: Arc<PeerPage>,
@@ -213,6 +256,18 @@ struct Waiting {
 impl Shared {
     /// All calls of this host's programs that wait, as far as they are on connections of ours.
     fn waiting(&self) -> (Vec<Waiting>, u64) {
+        self.waiting_as(|page, call, grant, suspended| {
+            let grant = grant.clone();
+            Waiting { page, call, grant, suspended }
+        })
+    }
+
+    /// The same, of each what is made of its page, its entry there, its connection, and whether its callee stands
+    /// still. Under the lock.
+    fn waiting_as<T>(
+        &self,
+        make: impl Fn(Arc<PeerPage>, InFlight, &Grant, bool) -> T,
+    ) -> (Vec<T>, u64) {
         let pages: Vec<(Program, Arc<PeerPage>)> =
             self.state().pages().map(|(program, page)| (program, Arc::clone(page))).collect();
         // Pages are read without the lock: there may be many.
@@ -230,8 +285,7 @@ impl Shared {
             let grant = broker.grants().get(&grant)?;
             let callee = broker.registry().find(grant.instance);
             let suspended = callee.is_some_and(|instance| instance.suspended);
-            let grant = grant.is_of(End::Caller, program).then(|| grant.clone())?;
-            Some(Waiting { page, call, grant, suspended })
+            grant.is_of(End::Caller, program).then(|| make(page, call, grant, suspended))
         });
         (waiting.collect(), unlisted)
     }
@@ -239,8 +293,8 @@ impl Shared {
     /// `GET /v2/calls/services`.
     pub(crate) fn services(&self) -> Services {
         let mut in_flight: HashMap<InstanceId, u32> = HashMap::new();
-        for waiting in self.waiting().0 {
-            *in_flight.entry(waiting.grant.instance).or_default() += 1;
+        for instance in self.waiting_as(|_, _, grant, _| grant.instance).0 {
+            *in_flight.entry(instance).or_default() += 1;
         }
         let now_ms = now().ms;
         let state = self.state();
@@ -249,11 +303,7 @@ impl Shared {
             service: instance.service.clone(),
             instance: instance.id.to_string(),
             incarnation: instance.incarnation,
-            state: match instance {
-                Instance { draining: true, .. } => "draining",
-                Instance { suspended: true, .. } => "suspended",
-                _ => "ready",
-            },
+            state: state_name(instance),
             pid: broker.program(instance.program).map_or(0, |program| program.pid),
             uid: instance.uid,
             slots: instance.slots,
@@ -285,6 +335,38 @@ impl Shared {
                     current,
                 })
                 .collect(),
+            refused: broker
+                .refusals()
+                .iter()
+                .map(|refused| ShownRefusal {
+                    service: refused.service.clone(),
+                    pid: refused.pid,
+                    uid: refused.uid,
+                    cause: refused.cause.name(),
+                    message: refused.message.clone(),
+                    ago_ms: now_ms.saturating_sub(refused.at_ms),
+                })
+                .collect(),
+        }
+    }
+
+    /// What there is in numbers.
+    pub(crate) fn counts(&self) -> Counts {
+        let waiting = self.waiting_as(|_, _, _, _| ()).0.len();
+        let state = self.state();
+        let broker = &state.broker;
+        let mut instances = [("ready", 0), ("draining", 0), ("suspended", 0)];
+        for instance in broker.registry().iter() {
+            let name = state_name(instance);
+            if let Some((_, count)) = instances.iter_mut().find(|(state, _)| *state == name) {
+                *count += 1;
+            }
+        }
+        Counts {
+            programs: broker.programs().count(),
+            connections: broker.grants().len(),
+            waiting,
+            instances,
         }
     }
 

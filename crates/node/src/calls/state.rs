@@ -19,7 +19,7 @@ use kumo_sys::packet;
 use kumo_sys::{OwnPage, PeerPage, PidFd};
 use rustix::net::{Shutdown, shutdown};
 
-use super::line::{Line, NotTold};
+use super::line::{Line, NotTold, no_descriptors};
 use super::pages;
 use super::rules::directory::Entry;
 use super::rules::grants::Step;
@@ -83,7 +83,8 @@ impl Held {
             for nth in 0..CALLS_IN_FLIGHT_MAX {
                 self.notices.store(taken_at(connection) + nth * WORD_BYTES, 0, Ordering::Relaxed);
             }
-            for id in taken.iter().take(CALLS_IN_FLIGHT_MAX) {
+            // Another host's node may say zero for none, which would take the place of a call.
+            for id in taken.iter().take(CALLS_IN_FLIGHT_MAX).filter(|id| **id != 0) {
                 self.notices.store(taken_at(connection) + receipt_at(*id), *id, Ordering::Relaxed);
             }
         }
@@ -238,28 +239,17 @@ impl State {
         (caller, granted): &(Program, Granted),
         (callee, incoming): &(Program, Incoming),
     ) -> Result<(), (Refusal, bool)> {
-        let exhausted = |error: io::Error| {
-            tracing::warn!("a connection could not be made: {error}");
-            Refusal::new(Cause::Exhausted, "the node has no descriptors for another connection")
-        };
-        let refusal = |not: NotTold| match not {
-            NotTold::Full => Refusal::new(
-                Cause::Busy,
-                "the server does not take its callers as fast as they come",
-            ),
-            NotTold::NotPassed(error) => exhausted(error),
-        };
         let gone = || Refusal::new(Cause::Died, "the server's process has ended");
-        let (near, far) = packet::pair().map_err(|error| (exhausted(error), false))?;
+        let (near, far) = packet::pair().map_err(|error| (no_descriptors(&error), false))?;
         let (near, far) = (Arc::new(near), Arc::new(far));
         let from = self.held.get(caller).ok_or_else(|| (gone(), false))?;
         let to = self.held.get(callee).ok_or_else(|| (gone(), false))?;
         from.clear(granted.connection);
         to.clear(incoming.connection);
         let told = to.line.tell(&FromNode::Incoming(incoming.clone()), Some(&far));
-        told.map_err(|not| (refusal(not), false))?;
+        told.map_err(|not| (not.refusal(), false))?;
         let told = from.line.tell(&FromNode::Granted(granted.clone()), Some(&near));
-        told.map_err(|not| (refusal(not), true))?;
+        told.map_err(|not| (not.refusal(), true))?;
         self.ends.insert(granted.grant, Ends { caller: Some(near), callee: Some(far) });
         Ok(())
     }

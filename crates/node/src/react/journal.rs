@@ -29,13 +29,14 @@ const LINE_BYTES_MAX: u64 = 64 << 10;
 pub(crate) const MESSAGE_CHARS_MAX: usize = 300;
 
 /// An entry: what came of one event.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub(crate) struct Entry {
     /// Which: 16 hexadecimal digits.
     pub(crate) id: String,
     /// When the event was acted upon, RFC 3339 with microseconds, UTC.
     pub(crate) at: String,
     /// Which reaction.
+    #[schema(value_type = String)]
     pub(crate) reaction: ReactionName,
     /// `began`, then one of `done`, `failed`, `not-executed`, `unknown`; or `dropped`, or `missed`.
     pub(crate) outcome: String,
@@ -54,6 +55,7 @@ pub(crate) struct Entry {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) trace: Option<String>,
     /// The event in short.
+    #[schema(value_type = Object)]
     pub(crate) event: Value,
     /// How many calls of the same reaction may have led to it.
     #[serde(default)]
@@ -70,7 +72,7 @@ pub(crate) struct Entry {
 }
 
 /// Entries as they are shown.
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Default, Serialize, utoipa::ToSchema)]
 pub(crate) struct Shown {
     /// The oldest first.
     pub(crate) entries: Vec<Entry>,

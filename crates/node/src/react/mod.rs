@@ -12,7 +12,7 @@
 
 pub(crate) mod journal;
 pub(crate) mod rules;
-mod shown;
+pub(crate) mod shown;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -216,7 +216,7 @@ impl Shared {
         let made = spawn_blocking(move || middlecon::Node::connect(&run_dir)).await;
         let why = match made {
             Ok(Ok(made)) => {
-                made.secure_with(Arc::new(crate::OfCluster));
+                made.secure_with(Arc::new(middlecon::OfCluster));
                 return Ok(client.insert(made).clone());
             }
             Ok(Err(error)) => k2i::chain(&error),
@@ -236,7 +236,7 @@ impl Shared {
     ) {
         let mut entry = Entry {
             id: format!("{:016x}", random()),
-            at: now_text(),
+            at: k2i::host::now(),
             reaction: kept.name.clone(),
             outcome: "began".to_owned(),
             cause: None,
@@ -391,7 +391,7 @@ impl Shared {
             let Some((reaction, _)) = kept.on(Watched::Process) else { continue };
             let entry = Entry {
                 id: format!("{:016x}", random()),
-                at: now_text(),
+                at: k2i::host::now(),
                 reaction: kept.name.clone(),
                 outcome: "missed".to_owned(),
                 cause: None,
@@ -468,11 +468,6 @@ fn service_value(service: &ServiceName, load: Load, column: ColumnIndex) -> Valu
         "hosts" => Value::Int(load.hosts.into()),
         _ => Value::Int(load.load_percent.into()),
     }
-}
-
-fn now_text() -> String {
-    let now = clock_gettime(ClockId::Realtime);
-    k2i::rfc3339(i128::from(now.tv_sec) * 1_000_000_000 + i128::from(now.tv_nsec))
 }
 
 /// Nanoseconds of boot time, as events have them.

@@ -3,15 +3,19 @@
 use std::io;
 use std::sync::Arc;
 
+use k2i::redact;
 use kumo_abi::HostId;
 use kumo_abi::react::{Compiled, Reaction, ReactionError, ReactionName, Watched};
+use kumo_abi::rights::Lines;
 use kumo_abi::{ColumnIndex, Value};
 use serde::Serialize;
 use serde_json::{Map, Value as Json};
+use utoipa::ToSchema;
 
 use super::journal::{self, Shown};
 use super::rules::Services;
 use super::{Counts, Shared, lock, service_value};
+use crate::api::HostNamed;
 
 /// Ends of processes that a test looks through, the newest first.
 const TESTED_MAX: usize = 16_384;
@@ -21,12 +25,14 @@ const MATCHES_SHOWN_MAX: usize = 20;
 
 /// `GET /v2/react`.
 #[expect(clippy::struct_field_names, reason = "these are the names of the answer")]
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct Reactions {
     /// This host.
     #[serde(flatten)]
+    #[schema(value_type = HostNamed)]
     at: HostId,
     /// By name.
+    #[schema(value_type = Vec<Object>)]
     reactions: Vec<ShownReaction>,
     /// Where events of processes come from; `null` where this host does not take them.
     events: Option<String>,
@@ -53,18 +59,20 @@ struct ShownReaction {
 }
 
 /// `GET /v2/react/journal`.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct ShownJournal {
     #[serde(flatten)]
+    #[schema(value_type = HostNamed)]
     at: HostId,
     #[serde(flatten)]
     shown: Shown,
 }
 
 /// `POST /v2/react/test`: what would be called.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct Tested {
     #[serde(flatten)]
+    #[schema(value_type = HostNamed)]
     at: HostId,
     /// What the condition was tried on.
     tried_on: &'static str,
@@ -76,19 +84,33 @@ pub(crate) struct Tested {
     matches: Vec<Match>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct Match {
     /// The event in short.
+    #[schema(value_type = Object)]
     event: Json,
     /// What would be sent.
     data: String,
 }
 
+/// A text for who sees command lines so.
+fn text_to(lines: Lines, text: String) -> String {
+    match lines {
+        Lines::Whole => text,
+        Lines::Redacted | Lines::Stripped => redact::prose(&text).into_owned(),
+    }
+}
+
 impl Shared {
-    /// `GET /v2/react`.
-    pub(crate) fn shown(&self) -> Reactions {
+    /// `GET /v2/react`, for who sees command lines so: what is sent may hold a secret as they do.
+    pub(crate) fn shown(&self, lines: Lines) -> Reactions {
         let shown = |kept: Arc<super::Kept>| {
             let reaction = kept.reaction.as_ref().ok().map(|(reaction, _)| reaction.clone());
+            let reaction = reaction.map(|reaction| Reaction {
+                when: text_to(lines, reaction.when),
+                data: reaction.data.map(|data| text_to(lines, data)),
+                ..reaction
+            });
             let is_own = reaction.as_ref().is_some_and(|it| it.on == Watched::Process);
             let acts_here = reaction.as_ref().is_some_and(|reaction| reaction.enabled)
                 && (is_own || self.is_responsible(&kept.name));
@@ -111,7 +133,7 @@ impl Shared {
         }
     }
 
-    /// `GET /v2/react/journal`: the last `most` entries.
+    /// `GET /v2/react/journal`: the last `most` entries, for who sees command lines so.
     ///
     /// # Errors
     /// It cannot be read.
@@ -119,11 +141,15 @@ impl Shared {
         &self,
         reaction: Option<&ReactionName>,
         most: usize,
+        lines: Lines,
     ) -> io::Result<ShownJournal> {
         let files = lock(&self.journal).files();
         // Before the files: what ends meanwhile is told by them.
         let running = lock(&self.running).clone();
-        let shown = journal::read(&files, reaction, most, &running)?;
+        let mut shown = journal::read(&files, reaction, most, &running)?;
+        for entry in &mut shown.entries {
+            entry.message = entry.message.take().map(|message| text_to(lines, message));
+        }
         Ok(ShownJournal { at: self.web.me(), shown })
     }
 
@@ -199,6 +225,21 @@ impl Tested {
         if self.matches.len() < MATCHES_SHOWN_MAX {
             let (event, data) = (compiled.summary(value), compiled.data(value));
             self.matches.push(Match { event, data });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_may_not_see_command_lines_sees_no_secrets_of_reactions() {
+        let data = r#"{"apiKey":"hunter2hunter2","pid":${pid}}"#;
+        let clean = r#"{"apiKey":"*****","pid":${pid}}"#;
+        let cases = [(Lines::Whole, data), (Lines::Redacted, clean), (Lines::Stripped, clean)];
+        for (lines, want) in cases {
+            assert_eq!(text_to(lines, data.to_owned()), want, "for {lines}");
         }
     }
 }

@@ -5,12 +5,12 @@
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use k2i::http::serve::Listen;
 use k2i::{CollectorChoice, CollectorKind};
-use kumo_node::{Dirs, Node, NodeConfig};
+use kumo_node::{AccessConfig, Dirs, Node, NodeConfig};
 use serde_json::Value;
 
 /// Longest wait for anything that is sure to come.
@@ -23,12 +23,17 @@ pub(crate) fn config(dir: &Path) -> NodeConfig {
         listen: Listen::Tcp(([127, 0, 0, 1], 0).into()),
         tls: None,
         insecure: false,
+        access: AccessConfig::default(),
         collector: CollectorChoice::Only(CollectorKind::Proc),
         events: k2i::EventChoice::Off,
+        history: None,
         dc: None,
         host: None,
         calls: None,
+        programs: None,
         lease: None,
+        sysctl: kumo_abi::sysctl::AllowList::default(),
+        metrics: k2i::metrics::Grouping::default(),
     }
 }
 
@@ -88,4 +93,20 @@ pub(crate) fn get(node: &Node, target: &str) -> Value {
     assert_eq!(reply.status, 200, "for {target}: {}", reply.body);
     assert_eq!(reply.kind, "application/json");
     reply.json()
+}
+
+/// A program that tests need and people need not have: on the path, or where `scripts/install-deps test`
+/// puts it. Where it is missing the test is skipped, unless `KUMO_REQUIRE_TOOLS` says that it must not.
+pub(crate) fn tool(name: &str) -> Option<PathBuf> {
+    let home = std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache"));
+    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).or(home);
+    let ours = cache.map(|cache| cache.join("kumonosu-test-tools/bin"));
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path).chain(ours).map(|dir| dir.join(name));
+    let found = found.into_iter().find(|program| program.is_file());
+    if found.is_none() {
+        assert!(std::env::var_os("KUMO_REQUIRE_TOOLS").is_none(), "{name} is not there");
+        eprintln!("skipped: {name} is not there; get it with: scripts/install-deps test");
+    }
+    found
 }

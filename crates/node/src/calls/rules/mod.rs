@@ -10,6 +10,7 @@ pub(crate) mod directory;
 pub(crate) mod grants;
 pub(crate) mod limits;
 pub(crate) mod publish;
+pub(crate) mod refusals;
 pub(crate) mod registry;
 
 pub(crate) use self::broker::{Admitted, Asked, Broker, Effect, Moment, Order, Refusal};

@@ -1,12 +1,19 @@
 use super::*;
-use kumo_abi::call::Reentrancy;
+use kumo_abi::call::{CREDIT_MAX, Hop, InstanceId, MethodPattern, Reentrancy, SLOTS_MAX};
 use kumo_abi::cluster::HostState;
+use kumo_abi::control::{Carrier, Open, SERVED_MAX, Serve, Serving};
 
 use crate::calls::rules::acl::Rule;
 use crate::calls::rules::directory::Entry;
-use crate::calls::rules::limits::PROGRAMS_OF_USER_MAX;
+use crate::calls::rules::grants::Step;
+use crate::calls::rules::limits::{
+    CONNECTIONS_OF_PROGRAM_MAX, NAMES_OF_USER_MAX, PROGRAMS_OF_USER_MAX,
+};
 
 const GRANTS_MAX: usize = 2_000;
+
+/// The user that the node runs as.
+const OWNER: u32 = 7;
 
 /// A broker of `tokyo/a`, a clock and numbers that count up.
 struct World {
@@ -98,7 +105,7 @@ fn letters(effects: &[Effect]) -> Vec<String> {
 
 impl World {
     fn new() -> World {
-        let broker = Broker::new(host("tokyo/a"), None, GRANTS_MAX);
+        let broker = Broker::new(host("tokyo/a"), None, OWNER, GRANTS_MAX);
         World { broker, now: Moment { ms: 0, wall_s: 1_000 }, next: 100 }
     }
 
@@ -197,9 +204,14 @@ fn who_closes_its_connection_with_the_node_is_lost_as_a_callee_and_cancels_as_a_
     world.grant(2, "a");
     world.grant(1, "a"); // With itself.
     let told = world.gone(1, Cause::Lost);
-    let want =
-        ["notice 2#0 CANCELLED", "shut", "notice 2#1 LOST", "shut", "shut", "publish a 0 0%"];
-    assert_eq!(told, want);
+    // It may still run: as a callee it is told itself, before anybody else, and takes no call from then on.
+    let want = [
+        ["notice 2#0 CANCELLED", "shut"].as_slice(),
+        &["notice 1#1 LOST", "notice 2#1 LOST", "shut"],
+        &["notice 1#3 LOST", "shut"],
+        &["publish a 0 0%"],
+    ];
+    assert_eq!(told, want.concat());
     world.gone(2, Cause::Died);
     world.assert_empty();
 }
@@ -224,8 +236,19 @@ fn an_instance_drains_and_ends() {
 #[test]
 fn names_are_served_by_root_by_their_holder_and_by_who_is_listed() {
     let mut world = World::new();
-    for (program, uid) in [(1, 7), (2, 8), (3, 0), (4, 7)] {
+    for (program, uid) in [(1, OWNER), (2, 8), (3, 0), (4, OWNER)] {
         world.connect(program, uid);
+    }
+    // Of names that nobody holds, others than the node's user have those that say whose they are.
+    for (service, want) in [
+        ("kv", "2:refused DENIED"),
+        ("user-8", "2:refused DENIED"),
+        ("user-88-kv", "2:refused DENIED"),
+        ("user-08-kv", "2:refused DENIED"),
+        ("user-8-kv", "2:serving"),
+    ] {
+        let said = world.hear(2, ToNode::Serve(server(1, service)));
+        assert_eq!(said[0], want, "for {service}");
     }
     let serve = |world: &mut World, program| {
         world.hear(program, ToNode::Serve(server(1, "kv"))).swap_remove(0)
@@ -303,6 +326,18 @@ fn who_waits_for_a_place_gets_the_next_one_and_others_are_told_busy() {
     assert_eq!(told, ["notice 1#17 LOST", "shut", "3#0->2#17", "audit"]);
     assert_eq!(world.tick(1), ["4:refused DEADLINE"]);
     assert!(!world.broker.is_waiting());
+    // One that waits until a new list does not name it is told so, and it is remembered who was.
+    assert!(world.hear(4, wait(6)).is_empty());
+    let acl = Acl { call: Some(vec![]), serve: None };
+    world.broker.note_acl(&name("kv"), Some(acl), world.now, &mut || 1);
+    assert_eq!(world.hear(2, ToNode::Closed { connection: 18 }), ["4:refused DENIED"]);
+    let last = world.broker.refusals().iter().last().expect("remembered");
+    assert_eq!((last.pid, last.cause), (1_004, Cause::Denied));
+    world.broker.note_acl(&name("kv"), None, world.now, &mut || 1);
+    while world.broker.choose(&name("kv"), &[]).is_ok() {
+        world.now.ms += 10;
+        world.grant(3, "kv");
+    }
     // One that waits and ends is forgotten.
     assert!(world.hear(4, wait(6)).is_empty());
     world.gone(4, Cause::Died);
@@ -407,7 +442,7 @@ fn a_node_that_starts_anew_is_told_everything_again() {
             instance: InstanceId(50),
             peer: Peer { host: host(peer_host), pid: 9, who: Who::User(7) },
             carrier: Carrier::Tls,
-            receipts: (end == End::Callee).then_some(3),
+            receipts: (end == End::Callee).then_some(connection as u16),
         })
     };
     let mut world = World::with(&[1, 2, 3]);
@@ -484,15 +519,34 @@ fn callers_of_other_hosts_are_let_in_and_told() {
     // Nor is one whose socket does not come: its node hears.
     assert_eq!(world.tick(ARRIVE_WAIT_MS), ["obituary osaka/b LOST Some((2, 2))", "shut"]);
     assert!(world.broker.arrived(late.grant).is_none());
-    // The receipts that are free are used again, and so are indices of which nobody was told.
+    // Indices of which nobody was told are used again, and so are their places of receipts. Those of a connection
+    // that has ended are not, before its callee has closed it: it may still take a call there.
     let again = admit(&mut world, &[]).expect("room");
     let (_, incoming) = world.broker.arrived(again.grant).expect("in time");
-    assert_eq!((incoming.connection, incoming.receipts), (2, Some(0)));
+    assert_eq!((incoming.connection, incoming.receipts), (2, Some(2)));
+    assert!(world.hear(2, ToNode::Closed { connection: 0 }).is_empty());
+    let closed = admit(&mut world, &[]).expect("room");
+    let (_, incoming) = world.broker.arrived(closed.grant).expect("in time");
+    assert_eq!((incoming.connection, incoming.receipts), (0, Some(0)));
+    // Nor is one that its callee could not be given: nothing of it is left, and its node hears.
+    let unread = admit(&mut world, &[]).expect("room");
+    let (_, incoming) = world.broker.arrived(unread.grant).expect("in time");
+    assert_eq!((incoming.connection, incoming.receipts), (3, Some(3)));
+    let not = world.broker.not_handed(unread.grant, End::Callee, Cause::Busy, world.now, &mut || 1);
+    assert_eq!(letters(&not), ["obituary osaka/b BUSY Some((2, 3))", "shut"]);
+    let again = admit(&mut world, &[]).expect("room");
+    let (_, incoming) = world.broker.arrived(again.grant).expect("in time");
+    assert_eq!((incoming.connection, incoming.receipts), (3, Some(3)));
+    assert_eq!(obituary(&mut world, &there, again.grant), ["notice 2#3 DIED", "shut"]);
     // A lost host is told to those who had to do with it.
     let lost = world.broker.host_lost(&there, Cause::HostLost, world.now, &mut || 1);
     let mut lost = letters(&lost);
     lost.sort_unstable();
-    assert_eq!(lost, ["notice 2#1 HOST_LOST", "notice 2#2 HOST_LOST", "shut", "shut"]);
+    let notices = [0, 1, 2].map(|at| format!("notice 2#{at} HOST_LOST"));
+    assert_eq!(
+        (&lost[..3], &lost[3..]),
+        (&notices[..], &["shut".to_owned(), "shut".to_owned(), "shut".to_owned()][..])
+    );
     world.gone(2, Cause::Died);
     world.assert_empty();
 }
@@ -529,6 +583,14 @@ fn a_service_that_is_elsewhere_is_asked_for_there() {
     let now = world.now;
     let granted = world.broker.granted(&first, &there, admitted(7), Carrier::Tls, now);
     assert_eq!(granted.expect("room").connection, 0);
+    // One that could not be handed over leaves nothing, and the other node hears.
+    let unread = order(&mut world, open(9, "kv"));
+    let granted = world.broker.granted(&unread, &there, admitted(6), Carrier::Tls, now);
+    assert_eq!(granted.expect("room").connection, 1);
+    let exhausted = Cause::Exhausted;
+    let not = world.broker.not_handed(GrantId(6), End::Caller, exhausted, now, &mut || 1);
+    assert_eq!(letters(&not), ["obituary osaka/b EXHAUSTED None", "shut"]);
+    assert_eq!(world.broker.program(1).expect("it is there").open, 1);
     // A node that gives what is there already is not believed.
     let second = order(&mut world, open(1, "kv"));
     let twice = world.broker.granted(&second, &there, admitted(7), Carrier::Tls, now);
