@@ -9,6 +9,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -20,6 +21,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process_group};
 
 use crate::callee::CONTEXT_VARIABLE;
+use crate::orphans::{Keeper, Watched};
 
 /// Largest reply. It is held in memory, for each slot; what is larger wants a file or a stream.
 pub const REPLY_BYTES_MAX: usize = 64 * 1024 * 1024;
@@ -53,6 +55,8 @@ pub struct Answerer {
     pub command: Vec<OsString>,
     /// It may run for so long; as long as its caller waits without.
     pub time_max: Option<Duration>,
+    /// Ends what runs if we are killed.
+    pub keeper: Option<Arc<Keeper>>,
 }
 
 /// What a call was, for who writes it down.
@@ -126,7 +130,8 @@ impl Answerer {
                 return Err(error);
             }
         };
-        let mut group = Group { child, process, is_reaped: false };
+        let watched = self.keeper.as_ref().map(|keeper| keeper.watch(child.id()));
+        let mut group = Group { watched, child, process, is_reaped: false };
         let mut heard = Heard::default();
         let wanted_until = began + context.left();
         let own_until = self.time_max.map(|max| began + max);
@@ -209,7 +214,9 @@ fn is_later(error: &io::Error) -> bool {
 }
 
 /// A command that runs, with all of its group. Dropped, it is killed.
-struct Group {
+struct Group<'a> {
+    /// Until it is reaped.
+    watched: Option<Watched<'a>>,
     child: Child,
     process: PidFd,
     is_reaped: bool,
@@ -281,7 +288,7 @@ impl<'a> Pipes<'a> {
     }
 }
 
-impl Group {
+impl Group<'_> {
     /// Moves bytes until the command has ended, or must.
     fn talk(
         &self,
@@ -345,6 +352,7 @@ impl Group {
         }
         // Until its first process is reaped the number of the group is given to no other.
         self.signal(Signal::KILL);
+        self.watched = None;
         self.is_reaped = true;
         self.child.wait().ok()
     }
@@ -354,7 +362,7 @@ impl Group {
     }
 }
 
-impl Drop for Group {
+impl Drop for Group<'_> {
     fn drop(&mut self) {
         if !self.is_reaped {
             self.end(true);
@@ -368,7 +376,7 @@ mod tests {
 
     fn answerer(script: &str) -> Answerer {
         let command = ["sh", "-c", script].map(OsString::from).to_vec();
-        Answerer { command, time_max: None }
+        Answerer { command, time_max: None, keeper: None }
     }
 
     fn ran(answerer: &Answerer, body: &[u8], context: &Context) -> Ran {
@@ -416,7 +424,8 @@ mod tests {
 
     #[test]
     fn a_command_that_is_none_is_said() {
-        let none = Answerer { command: vec!["/no/such/command".into()], time_max: None };
+        let none =
+            Answerer { command: vec!["/no/such/command".into()], time_max: None, keeper: None };
         let failure = ran(&none, b"", &minute()).result.expect_err("nothing to run");
         assert_eq!(failure.code, CODE_NOT_FOUND);
         assert!(failure.message.contains("/no/such/command"), "{failure:?}");

@@ -11,8 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kumo_abi::call::{BODY_BYTES_MAX, BUDGET_NS_MAX, CallNameError, Cause, Method, ServiceName};
-use kumo_node::OfCluster;
-use middlecon::{CallError, Context, Node, NodeError};
+use middlecon::{CallError, Context, Node, NodeError, OfCluster};
 
 use crate::error::CommandError;
 

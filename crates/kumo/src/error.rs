@@ -3,6 +3,7 @@
 use std::io;
 
 use k2i::signal::SignalError;
+use k2i::token::TokenFileError;
 use kumo_abi::QueryError;
 use kumo_abi::call::ServiceName;
 use middlecon::NodeError;
@@ -30,6 +31,9 @@ pub enum CommandError {
     /// Which cluster this host is in.
     #[error(transparent)]
     Membership(#[from] MembershipError),
+    /// A file of tokens.
+    #[error(transparent)]
+    Tokens(#[from] TokenFileError),
     /// Arguments that do not go together.
     #[error("{0}")]
     Usage(String),
@@ -65,6 +69,7 @@ impl CommandError {
             | CommandError::Program(..)
             | CommandError::Input(..)
             | CommandError::Serve(..)
+            | CommandError::Tokens(_)
             | CommandError::Output(_) => Exit::Failed,
         }
     }

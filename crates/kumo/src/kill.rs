@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use k2i::signal::{Signal, SignalError, Target};
 use k2i::{CollectorChoice, CollectorKind};
 use kumo_abi::proc::{COLUMNS_DEFAULT, PROC};
+use kumo_abi::rights::Lines;
 use kumo_abi::{HostId, IdentityError, NameError, ProcessId, Query, QueryText, Row, Rows};
 use kumo_sys::Ended;
 use serde_json::{Value, json};
@@ -79,7 +80,7 @@ pub struct Kill {
     hosts_wait: u64,
     /// Which node to ask about other hosts.
     #[command(flatten)]
-    at: NodeArgs,
+    pub at: NodeArgs,
 }
 
 /// Examples at the end of the help.
@@ -102,8 +103,10 @@ nobody knows whether the signal was sent.";
 
 /// A process of a host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Which {
+pub enum Which {
+    /// Whoever has this number now.
     Number(i32),
+    /// This one or none.
     Id(ProcessId),
 }
 
@@ -127,15 +130,16 @@ impl fmt::Display for Which {
 
 /// A process as the user names it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Named {
+pub struct Named {
     /// Its host; this one without.
-    host: Option<HostId>,
-    which: Which,
+    pub host: Option<HostId>,
+    /// Which of its processes.
+    pub which: Which,
 }
 
 /// Why a text names no process that can be signalled.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-enum NamedError {
+pub enum NamedError {
     #[error(
         "{0} names a group of processes or all of them; name the processes, or use --filter 'pgrp == …'"
     )]
@@ -199,7 +203,7 @@ pub fn rewrite(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
         if !is_kill {
             // The first word that is neither an option nor the value of one is the subcommand.
             let is_word = index > 0 && !text.starts_with('-') && !value_next;
-            value_next = text == "--color";
+            value_next = ["--color", "--node", "--run-dir", "--token-file"].contains(&text);
             is_over |= is_word && text != "kill";
             is_kill = is_word && !is_over;
             return arg;
@@ -645,7 +649,7 @@ fn question(filter: &str, not_itself: String) -> Result<(QueryText, Vec<Column>)
 /// Who fulfils the condition on this host.
 fn find(filter: &str, own: i32) -> Result<Found, CommandError> {
     let (text, columns) = question(filter, format!("pid != {own}"))?;
-    let source = Source::direct(CollectorChoice::Only(CollectorKind::Proc))?;
+    let source = Source::direct(CollectorChoice::Only(CollectorKind::Proc), Lines::Whole)?;
     let mut rows = source.proc(&text)?.rows;
     rows.retain(|row| id_of(row).is_some());
     let named = |row: &Row| Some(Named { host: None, which: Which::Id(id_of(row)?) });

@@ -40,10 +40,13 @@ mod join;
 mod json;
 mod kill;
 mod leave;
+mod listing;
+mod lsof;
 mod many;
 mod map;
 mod membership;
 mod oci_hook;
+mod orphans;
 mod outcome;
 mod output;
 mod pgrep;
@@ -51,12 +54,16 @@ mod ping;
 mod ps;
 mod pulse;
 mod react;
+mod rights;
 mod scope;
 mod serve;
 mod services;
 mod shown;
+mod sockets;
 mod source;
+mod sql;
 mod stop;
+mod sysctl;
 mod table;
 mod testbed;
 mod text;
@@ -66,6 +73,7 @@ mod trace;
 mod units;
 mod up;
 mod watch;
+mod when;
 mod why;
 
 /// Kumonosu: a thin operating-system layer over many small data centres
@@ -83,6 +91,9 @@ struct Cli {
     /// Say where answers come from
     #[arg(short, long, global = true, help_heading = EVERYWHERE)]
     verbose: bool,
+    /// Which node, for the subcommands that ask one; what stands behind the subcommand goes first.
+    #[command(flatten)]
+    at: NodeArgs,
     #[command(subcommand)]
     command: Command,
 }
@@ -95,6 +106,7 @@ Examples:
   kumo ps --sort -cpu -n 10     the ten busiest processes
   kumo top                      the same, live
   kumo watch                    processes that begin and end, as it happens
+  kumo sockets --listen         who listens where; kumo lsof 4711: its open files
   kumo doctor                   what this kernel offers
   kumo up                       start the node: the same over HTTP, and faster
   kumo hosts                    the hosts of the cluster; kumo map shows their links
@@ -115,8 +127,14 @@ enum Command {
     Watch(watch::Watch),
     #[command(after_help = pgrep::EXAMPLES)]
     Pgrep(Box<pgrep::Pgrep>),
+    #[command(after_help = sockets::EXAMPLES)]
+    Sockets(Box<sockets::Sockets>),
+    #[command(after_help = lsof::EXAMPLES)]
+    Lsof(Box<lsof::Lsof>),
     #[command(after_help = kill::EXAMPLES)]
     Kill(kill::Kill),
+    #[command(after_help = sql::EXAMPLES)]
+    Sql(Box<sql::Sql>),
     #[command(after_help = host::EXAMPLES)]
     Host(host::Host),
     #[command(after_help = hosts::EXAMPLES)]
@@ -145,8 +163,15 @@ enum Command {
     Acl(Box<acl::Acl>),
     #[command(after_help = react::EXAMPLES)]
     React(Box<react::React>),
+    #[command(after_help = sysctl::EXAMPLES)]
+    Sysctl(Box<sysctl::Sysctl>),
+    #[command(after_help = rights::EXAMPLES)]
+    Rights(Box<rights::Rights>),
     #[command(after_help = oci_hook::EXAMPLES)]
     OciHook(Box<oci_hook::OciHook>),
+    /// End what a killed `kumo serve` left running; it starts this itself
+    #[command(name = orphans::SUBCOMMAND, hide = true)]
+    EndOrphans,
     #[command(after_help = init::EXAMPLES)]
     Init(Box<init::Init>),
     #[command(after_help = token::EXAMPLES)]
@@ -167,11 +192,74 @@ enum Command {
     Completions(completions::Completions),
 }
 
+impl Cli {
+    /// Which node is asked, wherever the command line says it: `kumo --token-file FILE ps` is what
+    /// `kumo ps --token-file FILE` is. From here on both places say it.
+    fn settle(&mut self) -> Result<(), CommandError> {
+        let Some(at) = self.command.at() else {
+            if self.at.is_empty() {
+                return Ok(());
+            }
+            let what = "--node, --run-dir, --token-file and --redact in front of the subcommand are for those \
+                        that ask a node by its address; see whether this one has such an option behind it";
+            return Err(CommandError::Usage(what.to_owned()));
+        };
+        at.add(&self.at);
+        self.at.clone_from(at);
+        Ok(())
+    }
+}
+
+impl Command {
+    /// Which node is asked, where one is asked by its address.
+    fn at(&mut self) -> Option<&mut NodeArgs> {
+        Some(match self {
+            Command::Ps(args) => &mut args.source.at,
+            Command::Top(args) => &mut args.source.at,
+            Command::Watch(args) => &mut args.at,
+            Command::Pgrep(args) => &mut args.source.at,
+            Command::Sockets(args) => &mut args.listing.source.at,
+            Command::Lsof(args) => &mut args.listing.source.at,
+            Command::Kill(args) => &mut args.at,
+            Command::Sql(args) => &mut args.source.at,
+            Command::Host(args) => &mut args.source.at,
+            Command::Hosts(args) => &mut args.at,
+            Command::Map(args) => &mut args.at,
+            Command::Services(args) => &mut args.at,
+            Command::Blocked(args) => &mut args.at,
+            Command::Trace(args) => &mut args.at,
+            Command::Acl(args) => &mut args.at,
+            Command::React(args) => args.at(),
+            Command::Sysctl(args) => args.at(),
+            Command::Rights(args) => args.at(),
+            Command::Token(args) => &mut args.at,
+            Command::Evict(args) => &mut args.at,
+            // Of this host alone, by its directories.
+            Command::Up(_)
+            | Command::Call(_)
+            | Command::Serve(_)
+            | Command::Gather(_)
+            | Command::Pulse(_)
+            | Command::Ping(_)
+            | Command::Why(_)
+            | Command::OciHook(_)
+            | Command::EndOrphans
+            | Command::Init(_)
+            | Command::Join(_)
+            | Command::Leave(_)
+            | Command::Ca(_)
+            | Command::Testbed(_)
+            | Command::Doctor(_)
+            | Command::Completions(_) => return None,
+        })
+    }
+}
+
 fn main() -> ExitCode {
     kumo_sys::memory::share_areas();
-    let cli = Cli::parse_from(kill::rewrite(std::env::args_os()));
+    let mut cli = Cli::parse_from(kill::rewrite(std::env::args_os()));
     let mut out = Output::stdout(cli.color);
-    let result = run(&cli, &mut out).and_then(|exit| {
+    let result = cli.settle().and_then(|()| run(&cli, &mut out)).and_then(|exit| {
         out.flush()?;
         Ok(exit)
     });
@@ -202,6 +290,26 @@ fn run(cli: &Cli, out: &mut Output) -> Result<Exit, CommandError> {
             let source = open(cli, &args.scope, &args.source, Reading::Once, out)?;
             pgrep::run(args, &source, out)
         }
+        Command::Sql(args) if sql::lists_tables(args) => sql::list_tables(args, out),
+        Command::Sql(args) => {
+            let source = open(cli, &args.scope, &args.source, Reading::Once, out)?;
+            sql::run(args, &source, out)
+        }
+        Command::Sockets(args) if args.listing.list_columns => sockets::list_columns(out),
+        Command::Sockets(args) => {
+            let listing = &args.listing;
+            let source = open(cli, &listing.scope, &listing.source, Reading::Once, out)?;
+            sockets::run(args, &source, out)
+        }
+        Command::Lsof(args) if args.listing.list_columns => lsof::list_columns(out),
+        Command::Lsof(args) if !lsof::is_here(args) => {
+            lsof::run(args, &open_node(cli, &args.listing.source.at, out)?, out)
+        }
+        Command::Lsof(args) => {
+            let listing = &args.listing;
+            let source = open(cli, &listing.scope, &listing.source, Reading::Once, out)?;
+            lsof::run(args, &source, out)
+        }
         Command::Watch(args) => watch::run(args, &open_node(cli, &args.at, out)?, out),
         Command::Kill(args) => kill::run(args, out),
         Command::Host(args) if args.which.is_some() => {
@@ -216,6 +324,7 @@ fn run(cli: &Cli, out: &mut Output) -> Result<Exit, CommandError> {
         Command::Map(args) => map::run(args, &open_node(cli, &args.at, out)?, out),
         Command::Call(args) => call::run(args, out),
         Command::Serve(args) => serve::run(args, out),
+        Command::EndOrphans => Ok(orphans::run()),
         Command::Gather(args) => gather::run(args, out),
         Command::Pulse(args) => pulse::run(args, out),
         Command::Ping(args) => ping::run(args, out),
@@ -224,7 +333,15 @@ fn run(cli: &Cli, out: &mut Output) -> Result<Exit, CommandError> {
         Command::Blocked(args) => blocked::run(args, &open_node(cli, &args.at, out)?, out),
         Command::Trace(args) => trace::run(args, &open_node(cli, &args.at, out)?, out),
         Command::Acl(args) => acl::run(args, &open_node(cli, &args.at, out)?, out),
-        Command::React(args) => react::run(args, &open_node(cli, args.at(), out)?, out),
+        Command::React(args) => react::run(args, &open_node(cli, &cli.at, out)?, out),
+        Command::Sysctl(args) => {
+            let source = match args.reads() {
+                Some((scope, source)) => open(cli, scope, source, Reading::Once, out)?,
+                None => open_node(cli, &cli.at, out)?,
+            };
+            sysctl::run(args, &source, out)
+        }
+        Command::Rights(args) => rights::run(args, &|out| open_node(cli, &cli.at, out), out),
         Command::OciHook(args) => oci_hook::run(args, out),
         Command::Init(args) => init::run(args, out),
         Command::Token(args) => token::run(args, &open_node(cli, &args.at, out)?, out),
@@ -306,6 +423,39 @@ mod tests {
     #[test]
     fn the_command_line_is_sound() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn which_node_is_said_in_front_of_the_subcommand_or_behind_it() {
+        let settled = |line: &str| {
+            let mut cli = Cli::parse_from(line.split(' '));
+            cli.settle()?;
+            Ok::<_, CommandError>(cli.command.at().cloned().unwrap_or_default())
+        };
+        let shown = |line: &str| settled(line).map(|at| format!("{at:?}")).map_err(|_| ());
+        let cases = [
+            ("kumo --node http://a:1 ps", "kumo ps --node http://a:1"),
+            (
+                "kumo --run-dir /a --redact rights token list",
+                "kumo rights token list --run-dir /a --redact",
+            ),
+            ("kumo --token-file t react list", "kumo react list --token-file t"),
+            (
+                "kumo --token-file t sysctl log --run-dir /a",
+                "kumo sysctl log --run-dir /a --token-file t",
+            ),
+            // What is nearer to the subcommand is meant.
+            ("kumo --node http://a:1 kill 1 --run-dir /b", "kumo kill 1 --run-dir /b"),
+            ("kumo --token-file t rights --token-file u", "kumo rights --token-file u"),
+        ];
+        for (front, behind) in cases {
+            assert_eq!(shown(front), shown(behind), "for {front:?}");
+            assert!(shown(front).is_ok(), "for {front:?}");
+        }
+        for line in ["kumo --node http://a:1 up", "kumo --token-file t doctor"] {
+            let error = settled(line).expect_err("nobody is asked");
+            assert_eq!(error.exit(), Exit::Usage, "for {line:?}");
+        }
     }
 
     #[test]

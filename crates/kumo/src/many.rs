@@ -9,7 +9,8 @@ use std::io::{self, IsTerminal as _, Write as _};
 use std::time::{Duration, Instant};
 
 use kumo_abi::cluster::{HostInfo, HostOutcome, HostState, Outcome, Unreached};
-use kumo_abi::{HostId, QueryText, Row};
+use kumo_abi::relation::PROCESSES;
+use kumo_abi::{HostId, QueryText, Relation, Row};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -50,6 +51,13 @@ pub struct Asked {
 }
 
 impl Asked {
+    /// Of when the answers are, from the earliest to the latest.
+    pub fn as_of(&self) -> Option<(&str, &str)> {
+        let times = self.answered_by.iter().filter_map(|host| host.get("as_of")?.as_str());
+        // All of these times are of one form.
+        Some((times.clone().min()?, times.max()?))
+    }
+
     /// How many rows are missing from the answers, of processes that ended.
     pub fn lost(&self) -> u64 {
         let lost = |host: &Value| host.get("lost").and_then(Value::as_u64);
@@ -146,6 +154,16 @@ pub fn why(outcome: &Outcome) -> String {
 }
 
 impl Asked {
+    /// Hosts that could not see all that was asked for, and what they say of it.
+    pub fn unseen(&self) -> Vec<(String, String)> {
+        let unseen = |host: &Value| {
+            let text = |name| host.get(name).and_then(Value::as_str);
+            let who = format!("{}/{}", text("dc")?, text("host")?);
+            Some((who, text("unseen")?.to_owned()))
+        };
+        self.answered_by.iter().filter_map(unseen).collect()
+    }
+
     /// The missing hosts in lines: the first by name, the rest as a count.
     pub fn lines(&self) -> Vec<String> {
         let line = |one: &HostOutcome| format!("{} is missing: {}", one.id, why(&one.outcome));
@@ -211,6 +229,21 @@ pub fn rows_to(
     source: &Source,
     text: &QueryText,
     scope: &Scope,
+    progress: Progress,
+    out: &mut dyn io::Write,
+) -> Result<(Asked, Vec<Row>), CommandError> {
+    table_to(source, &PROCESSES, text, scope, progress, out)
+}
+
+/// The same of any table.
+///
+/// # Errors
+/// As [`rows_to`].
+pub fn table_to(
+    source: &Source,
+    relation: &Relation,
+    text: &QueryText,
+    scope: &Scope,
     mut progress: Progress,
     out: &mut dyn io::Write,
 ) -> Result<(Asked, Vec<Row>), CommandError> {
@@ -220,7 +253,7 @@ pub fn rows_to(
         hosts: Asked,
         rows: Vec<Row>,
     }
-    let path = path("proc", source::proc_parameters(text, Duration::ZERO), scope);
+    let path = path(relation.path, source::proc_parameters(text, Duration::ZERO), scope);
     let ask = Ask::get(path).that_waits(scope.wait());
     let mut whole = Whole { document: Vec::new(), progress: &mut progress };
     let fetched = source.fetch(&ask, &mut whole);
@@ -451,7 +484,7 @@ fn progress_line(expected: &BTreeSet<HostId>, seen: &BTreeSet<HostId>, waited: D
 /// # Errors
 /// See [`SourceError`].
 pub fn not_itself(source: &Source) -> Result<Option<String>, SourceError> {
-    if !source.is_this_host() {
+    if !source.is_this_kernel() {
         return Ok(None);
     }
     let (own, here) = (std::process::id(), Cluster::ask(source)?.asked);

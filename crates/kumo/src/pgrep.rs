@@ -13,6 +13,7 @@ use crate::output::Output;
 use crate::scope::Scope;
 use crate::source::{Source, SourceArgs};
 use crate::text;
+use crate::when::Moment;
 
 /// Bytes of the name of a user process that the kernel keeps.
 const NAME_BYTES_MAX: usize = 15;
@@ -41,6 +42,9 @@ pub struct Pgrep {
     /// Only processes that fulfil this condition (CEL)
     #[arg(long, value_name = "CEL")]
     filter: Option<String>,
+    /// Among the processes of an earlier moment, as `kumo ps --at` shows them: '10 min ago', 12:30
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
+    at: Option<Moment>,
     /// Only the newest of them
     #[arg(short = 'n', long, conflicts_with = "oldest")]
     newest: bool,
@@ -82,6 +86,7 @@ Examples:
   kumo pgrep -n -x bash                the newest that is named exactly bash
   kumo pgrep --filter 'cpu > 90.0 && threads > 8'
   kumo kill $(kumo pgrep --id -x myapp)
+  kumo pgrep --at '10 min ago' -a nginx    as it was then
   kumo pgrep --all -a nginx            on all hosts: tokyo/a/4711 nginx: master process
   kumo kill $(kumo pgrep --dc osaka --id -x myapp)
 
@@ -100,6 +105,9 @@ pub fn run(args: &Pgrep, source: &Source, out: &mut Output) -> Result<Exit, Comm
         return run_many(args, source, &text, out);
     }
     let rows = source.proc(&text)?;
+    if args.at.is_some() {
+        out.warn(format_args!("as of {}", rows.meta.as_of));
+    }
     if args.json {
         // The rows are small; asking a second time could give others.
         out.line(json::line(&rows)?)?;
@@ -127,6 +135,9 @@ fn run_many(
     };
     let asked: Asked = many::each_row(source, text, &args.scope, progress, &mut take)?;
     rows.sort_by_cached_key(many::host_of);
+    if let (Some(_), Some((first, last))) = (args.at, asked.as_of()) {
+        out.warn(format_args!("as of {first} to {last}, each host by its own records"));
+    }
     let exit = args.show(&rows, out)?;
     Ok(asked.tell(exit, out))
 }
@@ -159,10 +170,14 @@ impl Pgrep {
 
     /// The condition that this command is not what it finds; nothing where it runs elsewhere.
     fn not_itself(&self, source: &Source) -> Result<Option<String>, CommandError> {
-        if self.scope.is_many() {
+        if self.scope.is_many() && self.at.is_none() {
             return Ok(many::not_itself(source)?);
         }
-        Ok(source.is_this_host().then(|| format!("pid != {}", std::process::id())))
+        if self.at.is_some() {
+            // It was not there then, but maybe another with its number.
+            return Ok(None);
+        }
+        Ok(source.is_this_kernel().then(|| format!("pid != {}", std::process::id())))
     }
 
     fn question(&self, not_itself: Option<String>) -> Result<QueryText, CommandError> {
@@ -213,6 +228,7 @@ impl Pgrep {
             sort,
             group: None,
             ended: false,
+            at: self.at.map(|Moment(at)| at.to_string()),
         })
     }
 

@@ -105,6 +105,8 @@ pub fn run(args: &Ping, out: &mut Output) -> Result<Exit, CommandError> {
     };
     let service = node.service(&args.service);
     let mut series = Series::default();
+    // What was said last, so that it is not said again and again.
+    let mut before = None;
     let began = Instant::now();
     while args.count.is_none_or(|count| series.sent < count) {
         if series.sent > 0 && is_over(&stopped, due(began, series.sent, args.interval)) {
@@ -122,8 +124,14 @@ pub fn run(args: &Ping, out: &mut Output) -> Result<Exit, CommandError> {
             break;
         }
         if !args.quiet && !args.json {
-            let line = line(args, series.sent, &result, out);
-            out.line(line)?;
+            let failed = result.as_ref().err().map(why);
+            if failed.is_some() && failed == before {
+                out.line(format_args!("{}: the same", series.sent))?;
+            } else {
+                let line = line(args, series.sent, &result, out);
+                out.line(line)?;
+            }
+            before = failed;
             out.flush()?;
         }
     }
@@ -154,10 +162,19 @@ fn line(args: &Ping, number: u64, result: &Result<Pong, CallError>, out: &Output
             format!("{number}: {} ({}) {way}: {took}{opened}", pong.from.peer, pong.from.instance)
         }
         Err(error) => {
-            let cause = error.cause().map_or("", outcome::meaning);
-            let line = format!("{number}: no answer from {}: {cause} ({error})", args.service);
+            let line = format!("{number}: no answer from {}: {}", args.service, why(error));
             out.styled(Look::Bad, &text::visible(&line))
         }
+    }
+}
+
+/// Why there is no answer.
+fn why(error: &CallError) -> String {
+    match error {
+        CallError::NotExecuted { cause, message, .. } | CallError::Unknown { cause, message } => {
+            outcome::because(*cause, message)
+        }
+        CallError::Failed { .. } => error.to_string(),
     }
 }
 

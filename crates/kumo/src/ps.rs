@@ -12,6 +12,7 @@ use crate::cel;
 use crate::error::CommandError;
 use crate::exit::Exit;
 use crate::forest::{self, Lines};
+use crate::listing;
 use crate::many::{self, Asked, Progress};
 use crate::output::{Look, Output};
 use crate::scope::Scope;
@@ -19,6 +20,7 @@ use crate::source::{Reading, Source, SourceArgs};
 use crate::table::{self, Branches, Column, Style};
 use crate::text;
 use crate::units::SizeStyle;
+use crate::when::Moment;
 
 /// The columns of the table when none are named: those of `ps auwx`.
 const TABLE_COLUMNS: &str = "user,pid,cpu,mem,vsize,rss,tty,stat,start,time";
@@ -58,6 +60,10 @@ pub struct Ps {
     /// note of them while it runs
     #[arg(long, conflicts_with = "tree")]
     ended: bool,
+    /// The processes of an earlier moment, as the node recorded them: '10 min ago', -10m, 12:30,
+    /// 2026-11-28T12:30:00Z
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true, conflicts_with_all = ["ended", "watch"])]
+    at: Option<Moment>,
     /// Show who started whom
     #[arg(short, long, conflicts_with_all = ["group", "json", "ndjson"])]
     tree: bool,
@@ -155,6 +161,7 @@ Examples:
   kumo ps --json | jq '.rows[].pid'              for programs
   kumo ps --watch --sort -cpu -n 20              again every second
   kumo ps --ended --filter 'exit_code != 0'      which processes failed
+  kumo ps --at '10 min ago' --sort -cpu -n 10    who was busy then
   kumo ps --all --sort -cpu -n 20                the busiest of all hosts
   kumo ps --dc tokyo,osaka --group dc,host -o 'dc,host,count(),sum(rss)'
   kumo ps --where '\"rack=3\" in labels' --filter 'comm == \"nginx\"'
@@ -200,21 +207,7 @@ pub fn reading(args: &Ps) -> Reading {
 /// # Errors
 /// Standard output.
 pub fn list_columns(out: &mut Output) -> Result<Exit, CommandError> {
-    let width_max = out.size().map_or(usize::MAX, |(columns, _)| columns);
-    let heading = format!("{:<18}{:<14}{:<9}{}", "COLUMN", "KIND", "UNIT", "MEANING");
-    let heading = out.styled(Look::Heading, &heading);
-    out.line(heading)?;
-    for spec in PROC.columns {
-        let aliases = match spec.aliases {
-            [] => String::new(),
-            aliases => format!(" (also {})", aliases.join(", ")),
-        };
-        let facts = format!("{:<18}{:<14}{:<9}", spec.name, spec.kind.name(), spec.unit.name());
-        let line = format!("{facts}{}{aliases}", spec.about);
-        out.line(text::visible_within(&line, width_max))?;
-    }
-    out.line("\nAggregates: count(), sum(COLUMN), max(COLUMN)")?;
-    Ok(Exit::Done)
+    listing::list_columns(&PROC, out)
 }
 
 impl Ps {
@@ -236,6 +229,7 @@ impl Ps {
             limit: self.limit.clone(),
             group: self.group.clone(),
             ended: self.ended,
+            at: self.at.map(|Moment(at)| at.to_string()),
         };
         // A host that is asked for what it does not know would say so too, but this way nothing is
         // sent, and the units are known here.
@@ -357,6 +351,9 @@ impl Ps {
         if !self.scope.is_many() {
             let answer = source.proc(&plan.text)?;
             tell_lost(answer.meta.lost, out);
+            if self.at.is_some() {
+                out.warn(format_args!("as of {}", answer.meta.as_of));
+            }
             return Ok((answer.rows, None));
         }
         // Every host has processes, but maybe none that a condition lets through.
@@ -369,6 +366,9 @@ impl Ps {
         };
         let asked = many::each_row(source, &plan.text, &self.scope, progress, &mut take)?;
         plan.arrange(&mut rows);
+        if let (Some(_), Some((first, last))) = (self.at, asked.as_of()) {
+            out.warn(format_args!("as of {first} to {last}, each host by its own records"));
+        }
         Ok((rows, Some(asked)))
     }
 }

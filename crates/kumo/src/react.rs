@@ -206,13 +206,13 @@ failed, 2 wrong usage.";
 
 impl React {
     /// Which node is asked.
-    pub fn at(&self) -> &NodeArgs {
-        match &self.what {
-            What::Add(args) => &args.at,
-            What::List(args) => &args.at,
-            What::Remove(args) | What::Enable(args) | What::Disable(args) => &args.at,
-            What::Log(args) => &args.at,
-            What::Test(args) => &args.at,
+    pub fn at(&mut self) -> &mut NodeArgs {
+        match &mut self.what {
+            What::Add(args) => &mut args.at,
+            What::List(args) => &mut args.at,
+            What::Remove(args) | What::Enable(args) | What::Disable(args) => &mut args.at,
+            What::Log(args) => &mut args.at,
+            What::Test(args) => &mut args.at,
         }
     }
 }

@@ -10,12 +10,13 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use kumo_abi::call::{CREDIT_MAX, Method, SLOTS_MAX, ServiceName};
-use middlecon::{Builder, Call, Failure, Node, Server};
+use middlecon::{Builder, Call, Failure, Node, NodeError, Server};
 
 use crate::answer::{Answerer, Ended, Ran};
 use crate::callee::{self, ThroughArgs};
 use crate::error::CommandError;
 use crate::exit::Exit;
+use crate::orphans::Keeper;
 use crate::output::Output;
 use crate::{stop, text};
 
@@ -84,7 +85,8 @@ pub fn run(args: &Serve, out: &mut Output) -> Result<Exit, CommandError> {
     let failed = |error| CommandError::Serve(args.service.clone(), error);
     let node = args.through.connect().map_err(failed)?;
     let running = Arc::new(Running::default());
-    let server = builder(args, &node, &running).start().map_err(failed)?;
+    let keeper = Arc::new(Keeper::start().map_err(|error| failed(NodeError::Exhausted(error)))?);
+    let server = builder(args, &node, &running, keeper).start().map_err(failed)?;
     let host = node.welcome().map_or_else(String::new, |welcome| format!(" on {}", welcome.host));
     out.line(format_args!("kumo: serves {}{host}; Ctrl-C drains and ends", args.service))?;
     out.flush()?;
@@ -109,10 +111,11 @@ fn drain(args: &Serve, server: &Server, running: &Running, out: &mut Output) -> 
     is_drained && left == 0
 }
 
-fn builder(args: &Serve, node: &Node, running: &Arc<Running>) -> Builder {
+fn builder(args: &Serve, node: &Node, running: &Arc<Running>, keeper: Arc<Keeper>) -> Builder {
     let cpus = || available_parallelism().map_or(1, NonZero::get);
     let slots = args.slots.unwrap_or_else(|| u16::try_from(cpus()).unwrap_or(SLOTS_MAX));
-    let answerer = Answerer { command: args.command.clone(), time_max: args.timeout };
+    let (command, time_max) = (args.command.clone(), args.timeout);
+    let answerer = Answerer { command, time_max, keeper: Some(keeper) };
     let tells = !args.quiet && io::stderr().is_terminal();
     let running = running.clone();
     let handler = move |call: &mut Call<'_>| -> Result<Bytes, Failure> {

@@ -24,6 +24,26 @@ pub struct Services {
     /// What it knows of other hosts.
     #[serde(default)]
     pub elsewhere: Vec<Elsewhere>,
+    /// Of each service the connection that it refused last to a program of its own.
+    #[serde(default)]
+    pub refused: Vec<Refused>,
+}
+
+/// A connection that a node refused.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Refused {
+    /// With whom.
+    pub service: String,
+    /// To which process.
+    pub pid: u32,
+    /// Of which user.
+    pub uid: u32,
+    /// Why.
+    pub cause: String,
+    /// In words.
+    pub message: String,
+    /// How long ago.
+    pub ago_ms: u64,
 }
 
 /// A server.
@@ -189,6 +209,13 @@ pub struct Shown<T> {
     /// Who was asked, where it was many.
     pub asked: Option<Asked>,
     strange: Vec<HostId>,
+}
+
+impl<T> Shown<T> {
+    /// What this host said where no node was asked.
+    pub fn of_one(one: T) -> Shown<T> {
+        Shown { of_hosts: vec![one], asked: None, strange: Vec::new() }
+    }
 }
 
 impl<T: DeserializeOwned> Shown<T> {

@@ -5,23 +5,30 @@
 //! request is a connection of its own, so that a node may restart between two of them.
 
 use std::fmt;
-use std::io::{self, Write};
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::{self, Read as _, Write};
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{ACCEPT, CONTENT_TYPE, HOST};
+use hyper::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST};
 use hyper::http::uri::Authority;
 use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
+use k2i::history::HistoryReport;
 use k2i::host::{HostError, HostReport};
+use k2i::http::REDACT;
+use k2i::sql::SqlError;
 use k2i::{
     AskError, CollectorChoice, CollectorKind, Engine, EngineConfig, Format, OpenError, Question,
 };
 use kumo_abi::proc::{COLUMNS_DEFAULT, PROC};
+use kumo_abi::rights::Lines;
 use kumo_abi::{Problem, Query, QueryError, QueryText, Row, Rows};
+use rustix::io::Errno;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
@@ -38,6 +45,9 @@ const SILENCE_TIME_MAX: Duration = Duration::from_secs(30);
 /// Largest answer that is held in memory; ten thousand processes with long command lines are a tenth
 /// of it. What is only passed on has no limit.
 const ANSWER_BYTES_MAX: usize = 1 << 30;
+
+/// The boot of this machine, which no other has.
+pub const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 /// Largest error document that is read.
 const PROBLEM_BYTES_MAX: usize = 64 * 1024;
@@ -110,7 +120,7 @@ impl FromStr for NodeAddress {
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
     /// No connection.
-    #[error("cannot reach the node at `{node}`; is it running there? `kumo up` starts one")]
+    #[error("cannot reach the node at `{node}`; {}", how_to_reach(source))]
     Unreachable {
         /// The node.
         node: NodeAddress,
@@ -137,12 +147,12 @@ pub enum SourceError {
         source: hyper::Error,
     },
     /// It said what is wrong.
-    #[error("{}", .0.detail)]
+    #[error("{}{}", .0.detail, as_whom(.0))]
     Refused(Problem),
-    /// What was asked is known to nodes alone, and none runs here.
+    /// What was asked takes a node, and none runs here.
     #[error(
-        "no node runs on this host ({0}), and only one knows of other hosts; start it with `kumo up`, \
-         or name one with --node or --run-dir"
+        "this takes a node, and none runs on this host ({0}); start it with `kumo up`, or name one with \
+         --node or --run-dir"
     )]
     NoNode(String),
     /// Whatever listens there, it is no node of ours.
@@ -165,15 +175,52 @@ pub enum SourceError {
     /// This host cannot be read.
     #[error(transparent)]
     Host(#[from] HostError),
+    /// A query in SQL.
+    #[error(transparent)]
+    Sql(#[from] SqlError),
     /// Our own answer does not read back: a bug of ours.
     #[error("the answer cannot be read back; please report this")]
     Parse(#[source] serde_json::Error),
+    /// Who asks cannot be said.
+    #[error("cannot read the token in {}", path.display())]
+    Token {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
     /// No runtime to talk to a node with.
     #[error("cannot begin to talk to a node")]
     Runtime(#[source] io::Error),
     /// What was answered could not be passed on.
     #[error("cannot write the answer")]
     Output(#[source] io::Error),
+}
+
+/// How this command says who asks, for a node that wants to know.
+fn as_whom(problem: &Problem) -> &'static str {
+    match problem.status {
+        401 => "; here with --token-file FILE or in KUMO_TOKEN",
+        _ => "",
+    }
+}
+
+/// What to do about a node that cannot be reached. Whether it runs is not known where its socket is closed
+/// to who asks.
+fn how_to_reach(why: &io::Error) -> &'static str {
+    if is_closed_to_us(why) {
+        "you may not open its socket: ask as root or as the user who runs it, or let its `kumo up` have \
+         --socket-mode 0666"
+    } else {
+        "is it running there? `kumo up` starts one"
+    }
+}
+
+/// Whether the system did not let us through, rather than there being nobody.
+fn is_closed_to_us(why: &io::Error) -> bool {
+    why.raw_os_error().is_some_and(|code| {
+        [Errno::ACCESS.raw_os_error(), Errno::PERM.raw_os_error()].contains(&code)
+    })
 }
 
 /// How to do without a node that hangs; nothing when only it can tell.
@@ -189,6 +236,7 @@ impl SourceError {
     pub fn is_usage(&self) -> bool {
         match self {
             SourceError::Query(_) => true,
+            SourceError::Sql(error) => error.is_usage(),
             SourceError::Refused(problem) => problem.status == 400,
             _ => false,
         }
@@ -206,7 +254,40 @@ pub struct NodeArgs {
     /// Ask the node that was started with this run directory and nothing else
     #[arg(long, value_name = "DIR", conflicts_with = "node")]
     pub run_dir: Option<PathBuf>,
+    /// Say who asks by the token in this file; without it http://… is asked with that in `KUMO_TOKEN`, if
+    /// it is set
+    #[arg(long, value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
+    /// Leave secrets out of command lines, or all arguments (strip), though you may see them
+    #[arg(long, value_name = "HOW", num_args = 0..=1, require_equals = true)]
+    #[arg(default_missing_value = "secrets")]
+    pub redact: Option<Redact>,
 }
+
+/// What of command lines is left out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Redact {
+    /// Secrets
+    Secrets,
+    /// All arguments
+    Strip,
+}
+
+/// How a node is asked: by whom, and with how much of command lines.
+#[derive(Clone, Default)]
+pub struct Manner {
+    token: Option<String>,
+    lines: Lines,
+}
+
+impl fmt::Debug for Manner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Manner").field("lines", &self.lines).finish_non_exhaustive()
+    }
+}
+
+/// Largest file with a token that is read: a token has some hundred bytes.
+const TOKEN_FILE_BYTES_MAX: u64 = 4_096;
 
 /// Where to look for answers, as the command line says it.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -221,10 +302,56 @@ pub struct SourceArgs {
 }
 
 impl NodeArgs {
+    /// Whether it says nothing.
+    pub fn is_empty(&self) -> bool {
+        let NodeArgs { node, run_dir, token_file, redact } = self;
+        node.is_none() && run_dir.is_none() && token_file.is_none() && redact.is_none()
+    }
+
+    /// Takes from `more` what it does not say itself.
+    pub fn add(&mut self, more: &NodeArgs) {
+        if self.node.is_none() && self.run_dir.is_none() {
+            (self.node, self.run_dir) = (more.node.clone(), more.run_dir.clone());
+        }
+        self.token_file = self.token_file.take().or_else(|| more.token_file.clone());
+        self.redact = self.redact.or(more.redact);
+    }
+
+    /// How the node is asked that is found.
+    fn manner(&self, address: Option<&NodeAddress>) -> Result<Manner, SourceError> {
+        let lines = match self.redact {
+            None => Lines::Whole,
+            Some(Redact::Secrets) => Lines::Redacted,
+            Some(Redact::Strip) => Lines::Stripped,
+        };
+        let token = match &self.token_file {
+            Some(path) => Some(read_token(path)?),
+            // On a socket of this host the kernel says who asks.
+            None if matches!(address, Some(NodeAddress::Http(_))) => {
+                std::env::var("KUMO_TOKEN").ok().filter(|token| !token.is_empty())
+            }
+            None => None,
+        };
+        Ok(Manner { token, lines })
+    }
+
     fn named(&self) -> Option<NodeAddress> {
         let of_dir = |dir: &PathBuf| NodeAddress::Unix(kumo_node::socket_path(dir));
         self.node.clone().or_else(|| self.run_dir.as_ref().map(of_dir))
     }
+}
+
+fn read_token(path: &Path) -> Result<String, SourceError> {
+    let read = || -> io::Result<String> {
+        let mut text = String::new();
+        File::open(path)?.take(TOKEN_FILE_BYTES_MAX).read_to_string(&mut text)?;
+        let token = text.trim();
+        if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "it holds no token"));
+        }
+        Ok(token.to_owned())
+    };
+    read().map_err(|source| SourceError::Token { path: path.to_owned(), source })
 }
 
 /// How often an answer is wanted, which decides how this host is read where no node runs.
@@ -277,11 +404,13 @@ pub enum Source {
         address: NodeAddress,
         /// Whether the user trusts it.
         trust: Trust,
+        /// By whom it is asked.
+        manner: Manner,
         /// Drives one request at a time.
         runtime: Runtime,
     },
-    /// This host, read in this process.
-    Direct(Box<Engine>),
+    /// This host, read in this process, and how command lines are shown.
+    Direct(Arc<Engine>, Lines),
 }
 
 impl Source {
@@ -291,14 +420,16 @@ impl Source {
     /// # Errors
     /// What was named does not answer, or this host cannot be read.
     pub fn open(options: &SourceArgs, reading: Reading) -> Result<(Source, String), SourceError> {
+        let lines = options.at.manner(None)?.lines;
         if let Some(choice) = options.collector {
-            return Ok((Source::direct(choice)?, "reading this host directly".to_owned()));
+            return Ok((Source::direct(choice, lines)?, "reading this host directly".to_owned()));
         }
         match Source::find_node(&options.at)? {
             Ok(found) => Ok(found),
             Err(passed_over) => {
+                let passed_over = in_words(&passed_over);
                 let said = format!("no node ({passed_over}); reading this host directly");
-                Ok((Source::direct(reading.collector())?, said))
+                Ok((Source::direct(reading.collector(), lines)?, said))
             }
         }
     }
@@ -308,38 +439,50 @@ impl Source {
     /// # Errors
     /// None was named and none runs here, or the system has no resources left.
     pub fn open_node(options: &NodeArgs) -> Result<(Source, String), SourceError> {
-        Source::find_node(options)?.map_err(SourceError::NoNode)
+        Source::find_node(options)?.map_err(|passed_over| {
+            // One that is there and closed to us is the one that was meant.
+            let closed = passed_over.iter().position(|(_, why)| is_closed_to_us(why));
+            let mut passed_over = passed_over;
+            match closed.map(|index| passed_over.swap_remove(index)) {
+                Some((node, source)) => SourceError::Unreachable { node, source },
+                None => SourceError::NoNode(in_words(&passed_over)),
+            }
+        })
     }
 
     /// The node that was named or that runs here; else where it was looked for.
-    fn find_node(options: &NodeArgs) -> Result<Result<(Source, String), String>, SourceError> {
+    fn find_node(
+        options: &NodeArgs,
+    ) -> Result<Result<(Source, String), Vec<PassedOver>>, SourceError> {
         if let Some(address) = options.named() {
             let said = format!("asking the node at {address}");
-            return Ok(Ok((Source::node(address, Trust::Named)?, said)));
+            let manner = options.manner(Some(&address))?;
+            return Ok(Ok((Source::node_as(address, Trust::Named, manner)?, said)));
         }
         let mut passed_over = Vec::new();
         for path in usual_sockets() {
             let address = NodeAddress::Unix(path);
-            let source = Source::node(address.clone(), Trust::Found)?;
+            let manner = options.manner(Some(&address))?;
+            let source = Source::node_as(address.clone(), Trust::Found, manner)?;
             match source.reach() {
                 Ok(()) => return Ok(Ok((source, format!("asking the node at {address}")))),
                 Err(SourceError::Unreachable { source, .. }) => {
-                    passed_over.push(format!("{address}: {source}"));
+                    passed_over.push((address, source));
                 }
                 Err(error) => return Err(error),
             }
         }
-        Ok(Err(passed_over.join(", ")))
+        Ok(Err(passed_over))
     }
 
     /// This host, read in this process.
     ///
     /// # Errors
     /// It cannot be read.
-    pub fn direct(collector: CollectorChoice) -> Result<Source, SourceError> {
+    pub fn direct(collector: CollectorChoice, lines: Lines) -> Result<Source, SourceError> {
         let host = k2i::host::host_name();
         let config = EngineConfig { collector, dc: kumo_node::DC_DEFAULT.to_owned(), host };
-        Ok(Source::Direct(Box::new(Engine::open(config)?)))
+        Ok(Source::Direct(Arc::new(Engine::open(config)?), lines))
     }
 
     /// The node at `address`; it is not asked anything yet.
@@ -347,8 +490,13 @@ impl Source {
     /// # Errors
     /// The system has no resources left.
     pub fn node(address: NodeAddress, trust: Trust) -> Result<Source, SourceError> {
+        Source::node_as(address, trust, Manner::default())
+    }
+
+    fn node_as(address: NodeAddress, trust: Trust, manner: Manner) -> Result<Source, SourceError> {
         let runtime = Builder::new_current_thread().enable_io().enable_time().build();
-        Ok(Source::Node { address, trust, runtime: runtime.map_err(SourceError::Runtime)? })
+        let runtime = runtime.map_err(SourceError::Runtime)?;
+        Ok(Source::Node { address, trust, manner, runtime })
     }
 
     /// Another way to the same node, for another thread; nothing where this host is read directly.
@@ -357,9 +505,19 @@ impl Source {
     /// The system has no resources left.
     pub fn another(&self) -> Result<Option<Source>, SourceError> {
         match self {
-            Source::Node { address, trust, .. } => Ok(Some(Source::node(address.clone(), *trust)?)),
-            Source::Direct(_) => Ok(None),
+            Source::Node { address, trust, manner, .. } => {
+                Ok(Some(Source::node_as(address.clone(), *trust, manner.clone())?))
+            }
+            Source::Direct(..) => Ok(None),
         }
+    }
+
+    /// Whether the kernel that it tells of is the one that runs us, also where it is reached by HTTP.
+    pub fn is_this_kernel(&self) -> bool {
+        let there = || self.host().ok().map(|host| host.boot.boot_id);
+        let here = || std::fs::read_to_string(BOOT_ID).ok();
+        self.is_this_host()
+            || here().zip(there()).is_some_and(|(here, there)| here.trim() == there.trim())
     }
 
     /// Whether the processes it tells of are those of this host, so that they can be signalled.
@@ -438,9 +596,9 @@ impl Source {
                 let path = format!("/v2/proc?{}", proc_parameters(text, age_max));
                 self.fetch(&Ask { accept, ..Ask::get(path) }, &mut { out })
             }
-            Source::Direct(engine) => {
+            Source::Direct(engine, lines) => {
                 let query = Query::parse(text, &PROC, COLUMNS_DEFAULT)?;
-                let question = Question { query, pids: None, max_age: age_max };
+                let question = Question { query, pids: None, max_age: age_max, lines: *lines };
                 let mut answer = engine.ask(question)?;
                 let mut piece = Vec::new();
                 loop {
@@ -462,7 +620,28 @@ impl Source {
     pub fn host(&self) -> Result<HostReport, SourceError> {
         match self {
             Source::Node { .. } => self.json(&Ask::get("/v2/host".to_owned())),
-            Source::Direct(engine) => Ok(HostReport::read(engine)?),
+            Source::Direct(engine, _) => Ok(HostReport::read(engine)?),
+        }
+    }
+
+    /// The answer of a node to `ask`, as it is.
+    ///
+    /// # Errors
+    /// See [`SourceError`].
+    pub fn bytes(&self, ask: &Ask) -> Result<Vec<u8>, SourceError> {
+        let mut answer = Bounded { bytes: Vec::new() };
+        self.fetch(ask, &mut answer)?;
+        Ok(answer.bytes)
+    }
+
+    /// How far back the history of a host reaches, and of when each record is.
+    ///
+    /// # Errors
+    /// See [`SourceError`].
+    pub fn history(&self) -> Result<HistoryReport, SourceError> {
+        match self {
+            Source::Node { .. } => self.json(&Ask::get("/v2/history?moments=1".to_owned())),
+            Source::Direct(engine, _) => Ok(engine.history_of_all()),
         }
     }
 
@@ -471,9 +650,7 @@ impl Source {
     /// # Errors
     /// See [`SourceError`].
     pub fn json<T: DeserializeOwned>(&self, ask: &Ask) -> Result<T, SourceError> {
-        let mut answer = Bounded { bytes: Vec::new() };
-        self.fetch(ask, &mut answer)?;
-        serde_json::from_slice(&answer.bytes).map_err(|error| self.unreadable(error))
+        serde_json::from_slice(&self.bytes(ask)?).map_err(|error| self.unreadable(error))
     }
 
     /// Gives the answer of a node to `ask` to `sink` as it comes.
@@ -482,33 +659,33 @@ impl Source {
     /// See [`SourceError`]. A part may have been given.
     pub fn fetch(&self, ask: &Ask, sink: &mut dyn Sink) -> Result<(), SourceError> {
         match self {
-            Source::Node { address, trust, runtime } => {
-                runtime.block_on(fetch(address, *trust, ask, sink))
+            Source::Node { address, trust, manner, runtime } => {
+                runtime.block_on(fetch(address, *trust, manner, ask, sink))
             }
-            Source::Direct(_) => Err(SourceError::NoNode("it is read directly".to_owned())),
+            Source::Direct(..) => Err(SourceError::NoNode("it is read directly".to_owned())),
         }
     }
 
     /// Asks a node many things, some at once, and says of each what became of it as soon as that is
     /// known, by its index.
     pub fn each(&self, asks: Vec<Ask>, mut done: impl FnMut(usize, Result<Vec<u8>, SourceError>)) {
-        let Source::Node { address, trust, runtime } = self else {
+        let Source::Node { address, trust, manner, runtime } = self else {
             for index in 0..asks.len() {
                 done(index, Err(SourceError::NoNode("it is read directly".to_owned())));
             }
             return;
         };
-        let (node, trust) = (address.clone(), *trust);
+        let (node, trust, manner) = (address.clone(), *trust, manner.clone());
         LocalSet::new().block_on(runtime, async {
             let mut asks = asks.into_iter().enumerate();
             let mut running = JoinSet::new();
             loop {
                 while running.len() < ASKED_AT_ONCE_MAX {
                     let Some((index, ask)) = asks.next() else { break };
-                    let node = node.clone();
+                    let (node, manner) = (node.clone(), manner.clone());
                     running.spawn_local(async move {
                         let mut answer = Bounded { bytes: Vec::new() };
-                        let result = fetch(&node, trust, &ask, &mut answer).await;
+                        let result = fetch(&node, trust, &manner, &ask, &mut answer).await;
                         (index, result.map(|()| answer.bytes))
                     });
                 }
@@ -528,10 +705,10 @@ impl Source {
     /// Connects and hangs up.
     fn reach(&self) -> Result<(), SourceError> {
         match self {
-            Source::Node { address, trust, runtime } => {
+            Source::Node { address, trust, runtime, .. } => {
                 runtime.block_on(connect(address, *trust)).map(drop)
             }
-            Source::Direct(_) => Ok(()),
+            Source::Direct(..) => Ok(()),
         }
     }
 
@@ -539,7 +716,7 @@ impl Source {
     pub fn unreadable(&self, error: serde_json::Error) -> SourceError {
         match self {
             Source::Node { .. } => self.foreign(&error.to_string()),
-            Source::Direct(_) => SourceError::Parse(error),
+            Source::Direct(..) => SourceError::Parse(error),
         }
     }
 
@@ -548,9 +725,17 @@ impl Source {
         let what = what.to_owned();
         match self {
             Source::Node { address, .. } => SourceError::Foreign { node: address.clone(), what },
-            Source::Direct(_) => SourceError::NoNode("it is read directly".to_owned()),
+            Source::Direct(..) => SourceError::NoNode("it is read directly".to_owned()),
         }
     }
+}
+
+/// Where a node was looked for, and what the system said.
+type PassedOver = (NodeAddress, io::Error);
+
+fn in_words(passed_over: &[PassedOver]) -> String {
+    let each: Vec<_> = passed_over.iter().map(|(node, why)| format!("{node}: {why}")).collect();
+    each.join(", ")
 }
 
 /// Where a node of this host listens when nobody said where: our own, then the system's.
@@ -574,6 +759,7 @@ pub fn proc_parameters(text: &QueryText, age_max: Duration) -> String {
         ("sort", &text.sort),
         ("limit", &text.limit),
         ("group", &text.group),
+        ("at", &text.at),
     ];
     for (name, value) in parts {
         if let Some(value) = value {
@@ -596,7 +782,8 @@ pub fn push_parameter(parameters: &mut String, name: &str, value: &str) {
     push_escaped(parameters, value);
 }
 
-fn push_escaped(path: &mut String, value: &str) {
+/// Adds a text to a path, or to a parameter, as it stands there.
+pub fn push_escaped(path: &mut String, value: &str) {
     const HEX: &[u8; 16] = b"0123456789ABCDEF";
     for byte in value.bytes() {
         if byte.is_ascii_alphanumeric() || b"-._~,".contains(&byte) {
@@ -721,6 +908,7 @@ async fn connect(node: &NodeAddress, trust: Trust) -> Result<Box<dyn Stream>, So
 async fn fetch(
     node: &NodeAddress,
     trust: Trust,
+    manner: &Manner,
     ask: &Ask,
     sink: &mut dyn Sink,
 ) -> Result<(), SourceError> {
@@ -737,6 +925,12 @@ async fn fetch(
     };
     let mut request = Request::builder().method(&ask.method).uri(&ask.path);
     request = request.header(HOST, host).header(ACCEPT, ask.accept);
+    if let Some(token) = &manner.token {
+        request = request.header(AUTHORIZATION, format!("Bearer {token}"));
+    }
+    if manner.lines != Lines::Whole {
+        request = request.header(REDACT, manner.lines.name());
+    }
     if !ask.body.is_empty() {
         request = request.header(CONTENT_TYPE, "application/json");
     }
@@ -846,6 +1040,7 @@ mod tests {
             limit: Some("3".to_owned()),
             group: None,
             ended: true,
+            at: None,
         };
         let want = "max_age_ms=0&columns=%2Bexe,sum%28rss%29\
                     &filter=cpu%20%3E%205.0%20%26%26%20user%20%3D%3D%20%22%C3%A9%22&limit=3&ended=1";

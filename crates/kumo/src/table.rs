@@ -55,6 +55,11 @@ impl Column {
         query.columns.iter().map(column).collect()
     }
 
+    /// The columns of the answer to a query of another table.
+    pub fn of_table(query: &Query, schema: &'static Schema) -> Vec<Column> {
+        query.columns.iter().map(|select| Column::new(select, schema)).collect()
+    }
+
     /// The column of the host, `tokyo/a`.
     pub fn host() -> Column {
         Column::new(&Select::Column(ProcColumn::Host.index()), &PROC)

@@ -10,8 +10,10 @@ use std::time::{Duration, Instant};
 use k2i::http::serve::Listen;
 use k2i::options::ServeOptions;
 use k2i::{AskError, Parts, Table, host};
+use kumo_abi::sysctl::AllowList;
 use kumo_node::{
-    Dirs, LISTEN_DEFAULT, Node, NodeConfig, Signals, StartError, Waited, default_dirs,
+    AccessConfig, Dirs, HISTORY_DIR, LISTEN_DEFAULT, Node, NodeConfig, Programs, Signals,
+    StartError, Waited, default_dirs,
 };
 use tracing_subscriber::EnvFilter;
 
@@ -36,14 +38,14 @@ Ctrl-C or SIGTERM stops it.";
 ///
 /// One node runs on a state directory at a time. Whatever ends it, the next one starts.
 ///
-/// Who can connect can read all of it, and on this machine ask all hosts of the cluster. On 127.0.0.1 that is every user of this machine: a node that
-/// root runs tells them executables, directories, namespaces, capabilities and I/O of all processes,
-/// which the kernel shows only to those who may trace them. --listen unix:PATH serves one user alone.
+/// On 127.0.0.1 every user of this machine can look, at all hosts of the cluster too, and sees command lines
+/// without secrets: a node that root runs tells him executables, directories, namespaces, capabilities and
+/// I/O of all processes, which the kernel shows only to those who may trace them. --anonymous never wants a
+/// token of everybody, as is so on addresses that other machines reach; see `kumo rights`.
 #[derive(Debug, clap::Args)]
 pub struct Up {
     /// Where to listen: IP:PORT, or unix:PATH; port 0 takes a free one. On an address that other
-    /// machines reach only this host is told of, and who the others are: through a node its whole
-    /// cluster is asked on its socket and on loopback alone
+    /// machines reach one asks with a token
     #[arg(long, value_name = "ADDRESS", default_value = LISTEN_DEFAULT)]
     listen: Listen,
     /// What must survive a restart; by default /var/lib/kumo, or ~/.local/state/kumo for users
@@ -54,9 +56,17 @@ pub struct Up {
     run_dir: Option<PathBuf>,
     #[command(flatten)]
     calls: Calls,
+    /// Whose programs may call and serve through this node: of all users of this host, as root's node has it
+    /// without this, or of its own user and root
+    #[arg(long, value_name = "WHOSE", value_enum)]
+    programs: Option<WhosePrograms>,
     /// How long a silent connection to another host lives, for machines that are too busy to be heard
     #[arg(long, value_name = "MS", hide = true, value_parser = clap::value_parser!(u64).range(1_000..=60_000))]
     lease_ms: Option<u64>,
+    /// Kernel parameters that may be written, instead of the default list: patterns between commas, with
+    /// `!` in front of what is left out (`vm.*,net,!net.core`), or none
+    #[arg(long, value_name = "PATTERNS")]
+    sysctl_allow: Option<AllowList>,
     #[command(flatten)]
     serve: ServeOptions,
     /// What to log on standard error: error, warn, info, debug, or a filter such as k2i=debug; warn
@@ -257,22 +267,50 @@ fn once(
     Ok(ended)
 }
 
+/// As the command line says it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum WhosePrograms {
+    All,
+    Own,
+}
+
+impl WhosePrograms {
+    fn of(self) -> Programs {
+        match self {
+            WhosePrograms::All => Programs::All,
+            WhosePrograms::Own => Programs::Own,
+        }
+    }
+}
+
 fn config(args: &Up) -> NodeConfig {
     let default = default_dirs();
+    let dirs = Dirs {
+        state: args.state_dir.clone().unwrap_or(default.state),
+        run: args.run_dir.clone().unwrap_or(default.run),
+    };
+    let history_dir = dirs.state.join(HISTORY_DIR);
     NodeConfig {
-        dirs: Dirs {
-            state: args.state_dir.clone().unwrap_or(default.state),
-            run: args.run_dir.clone().unwrap_or(default.run),
-        },
+        dirs,
         listen: args.listen.clone(),
         tls: args.serve.tls(),
         insecure: args.serve.insecure,
         collector: args.serve.engine().collector,
         events: args.serve.events,
+        history: args.serve.history.config(Some(history_dir)),
         dc: args.serve.dc.clone(),
         host: args.serve.host.clone(),
         calls: args.calls.given(),
+        access: AccessConfig {
+            anonymous: args.serve.anonymous,
+            lines: args.serve.redact,
+            users: args.serve.users(),
+            socket_mode: args.serve.socket_mode,
+        },
+        programs: args.programs.map(WhosePrograms::of),
         lease: args.lease_ms.map(Duration::from_millis),
+        sysctl: args.sysctl_allow.clone().unwrap_or_default(),
+        metrics: args.serve.grouping(),
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use kumo_abi::call::{Cause, MethodPattern, ServiceName, Who};
 use kumo_abi::cluster::HostState;
-use middlecon::{CallError, Pong};
+use middlecon::{CallError, Node, Pong};
 use serde_json::{Value, json};
 
 use crate::callee::{self, ThroughArgs};
@@ -15,7 +15,7 @@ use crate::error::CommandError;
 use crate::exit::Exit;
 use crate::many::Cluster;
 use crate::output::{Look, Output};
-use crate::shown::{Services, millis};
+use crate::shown::{Refused, Services, millis};
 use crate::source::{Ask, NodeArgs, Source, SourceError};
 use crate::{acl, json, outcome, ping, text};
 
@@ -144,11 +144,11 @@ fn steps(args: &Why) -> Vec<Step> {
         let cluster = cluster.unwrap_or_else(|| ", in no cluster".to_owned());
         steps.push(good("node", format!("{}{cluster}; it knows you as {who}", welcome.host)));
     }
-    let at = NodeArgs { node: None, run_dir: args.through.run_dir.clone() };
+    let at = NodeArgs { run_dir: args.through.run_dir.clone(), ..NodeArgs::default() };
     let source = Source::open_node(&at).map(|(source, _)| source);
     match &source {
         Ok(source) => {
-            steps.push(name(args, source));
+            steps.extend(name(args, source));
             steps.extend(rights(args, source));
         }
         Err(error) => steps.push(not_good(
@@ -157,6 +157,9 @@ fn steps(args: &Why) -> Vec<Step> {
             format!("the node does not say: {}", crate::chain(error)),
             "look at its log",
         )),
+    }
+    if me.as_ref().is_some_and(|me| me.cluster.is_some()) {
+        steps.push(proof(&node, args.budget));
     }
     let pong = node.service(&args.service).ping(args.budget);
     match &pong {
@@ -172,13 +175,13 @@ fn steps(args: &Why) -> Vec<Step> {
 }
 
 /// Who serves it.
-fn name(args: &Why, source: &Source) -> Step {
+fn name(args: &Why, source: &Source) -> Vec<Step> {
     let name = args.service.as_str();
     let services: Services = match source.json(&Ask::get("/v2/calls/services".to_owned())) {
         Ok(services) => services,
         Err(error) => {
             let found = format!("the node does not say: {}", crate::chain(&error));
-            return not_good("name", Verdict::Worth, found, "is it of another version?");
+            return vec![not_good("name", Verdict::Worth, found, "is it of another version?")];
         }
     };
     let here: Vec<_> = services.instances.iter().filter(|it| it.service == name).collect();
@@ -195,7 +198,8 @@ fn name(args: &Why, source: &Source) -> Step {
     }
     let is_ready = here.iter().any(|it| it.state == "ready")
         || there.iter().any(|it| it.current && it.ready + it.asleep > 0);
-    match (found.is_empty(), is_ready) {
+    let refused = services.refused.iter().find(|refused| refused.service == name).map(last_refusal);
+    let step = match (found.is_empty(), is_ready) {
         (true, _) => not_good(
             "name",
             Verdict::Bad,
@@ -211,7 +215,18 @@ fn name(args: &Why, source: &Source) -> Step {
             format!("none that serves it is ready: {}", found.join("; ")),
             "a process that is suspended wants `kumo kill -CONT`; one that drains ends soon, and another must follow",
         ),
-    }
+    };
+    std::iter::once(step).chain(refused).collect()
+}
+
+/// What came of an attempt before this one: it may be over since.
+fn last_refusal(refused: &Refused) -> Step {
+    let Refused { pid, uid, cause, message, ago_ms, .. } = refused;
+    let ago = crate::units::span(*ago_ms as f64 / 1e3);
+    good(
+        "before",
+        format!("{ago} ago process {pid} of user {uid} was refused: {message} ({cause})"),
+    )
 }
 
 /// Who may call it.
@@ -241,6 +256,31 @@ fn rights(args: &Why, source: &Source) -> Option<Step> {
     }
 }
 
+/// By what this program proves to other hosts who it is.
+fn proof(node: &Node, within: Duration) -> Step {
+    match node.certificate_good_for(within) {
+        Ok(left) if !left.is_zero() => {
+            let left = crate::units::span(left.as_secs_f64());
+            good(
+                "proof",
+                format!("a certificate of this host, good for {left}; it is renewed before"),
+            )
+        }
+        Ok(_) => not_good(
+            "proof",
+            Verdict::Worth,
+            "the certificate that this host gives is good no more",
+            "other hosts will not believe it: compare the clocks, and see whether `kumo hosts` still lists this host",
+        ),
+        Err(error) => not_good(
+            "proof",
+            Verdict::Worth,
+            format!("no certificate for calls to other hosts: {error}"),
+            "calls on this host need none; for others, look at the log of the node",
+        ),
+    }
+}
+
 /// A connection that was opened.
 fn way(pong: &Pong) -> Vec<Step> {
     let from = &pong.from;
@@ -265,7 +305,10 @@ fn no_way(args: &Why, error: &CallError) -> Step {
     let (about, advice) = match cause {
         Some(Cause::Denied) => (
             "grant",
-            format!("its list does not name you: `kumo acl {service}` shows it, and --add --allow adds to it"),
+            format!(
+                "if its list does not name you, `kumo acl {service}` shows it, and --add --allow adds to it; if one side \
+                 does not believe the other's certificate, the words above say why"
+            ),
         ),
         Some(Cause::NoSuch) => ("grant", "somebody must serve it first".to_owned()),
         Some(Cause::Busy) => (

@@ -153,6 +153,17 @@ fn a_drain_that_takes_too_long_cuts_off_and_says_so() {
 }
 
 #[test]
+fn a_server_that_is_killed_leaves_nothing_of_its_commands() {
+    let host = Host::start();
+    let server = host.serve(&["hang", "--", "sh", "-c", HANGS]);
+    let call = host.spawn(&["call", "hang"]);
+    until("the command runs", || host.has("running"));
+    server.signal(Signal::KILL);
+    call.ends().with_code(12).says("(DIED)");
+    until("its group is gone", || host.is_gone("running"));
+}
+
+#[test]
 fn more_than_its_places_is_busy_and_safe_to_try_again() {
     let host = Host::start();
     let script = "touch running.$$; until [ -e go ]; do sleep 0.01; done";
@@ -268,7 +279,10 @@ fn running_calls_outlive_a_node_that_is_killed() {
 #[test]
 fn pings_go_to_the_callee_and_back_and_take_no_slot() {
     let host = Host::start();
-    host.run(&["ping", "echo", "-n", "1"]).with_code(11);
+    let said = host.run(&["ping", "echo", "-n", "3", "-i", "1ms"]).with_code(11);
+    let lines: Vec<&str> = said.text().lines().collect();
+    let first = "1: no answer from echo: nobody serves `echo`; `kumo services` lists what is served (NO_SUCH)";
+    assert_eq!(lines[..3], [first, "2: the same", "3: the same"], "{said:?}");
     let server = host.serve(&["echo", "--slots", "1", "--credit", "0", "--", "cat"]);
     let said = host.run(&["ping", "echo", "-n", "3", "-i", "1ms"]).with_code(0);
     assert!(
@@ -308,7 +322,9 @@ fn why_says_what_is_wrong_and_what_to_do() {
     let server = host.serve(&["echo", "--", "cat"]);
     let said = host.run(&["why", "echo", "--json"]).with_code(0);
     let abouts: Vec<String> = steps(&said).into_iter().map(|(about, _)| about).collect();
-    assert_eq!(abouts, ["node", "name", "grant", "way", "callee"]);
+    // What was refused when nobody served it is remembered.
+    assert_eq!(abouts, ["node", "name", "before", "grant", "way", "callee"]);
+    assert!(said.json()["steps"][2]["found"].as_str().unwrap().contains("(NO_SUCH)"), "{said:?}");
     assert!(host.run(&["why", "echo"]).text().contains("by a ring in shared memory"));
     server.signal(Signal::STOP);
     let said = host.run(&["why", "echo", "--budget", "20s"]).with_code(1);

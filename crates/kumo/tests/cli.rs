@@ -594,6 +594,15 @@ fn a_node_without_a_cluster_is_a_cluster_of_one_host() {
     assert_eq!(said.out, format!("{host}/{pid}\n"));
     let marker = format!("kumo-nobody-{pid}");
     assert_eq!(ask(&["pgrep", "--all", "-f", &marker]).with_code(1).out, "", "never itself");
+    // Nor where the same node is asked by its address.
+    let served = node.url.as_str();
+    for scope in [&[][..], &["--all"]] {
+        let by_http = [&["pgrep", "--node", served, "-f", &marker][..], scope].concat();
+        assert_eq!(run(&by_http).with_code(1).out, "", "{by_http:?}");
+    }
+    // There nobody has said who asks; how one does is told.
+    let refused = run(&["rights", "token", "list", "--node", served]).with_code(1).err;
+    assert!(refused.contains("--token-file FILE or in KUMO_TOKEN"), "{refused}");
     let report = ask(&["host", &host, "--json"]).with_code(0).json();
     assert_eq!(report["host"], hosts["hosts"][0]["host"]);
     for args in [&["host", "--all"][..], &["map"], &["top", "--all", "--once", "-l", "3"]] {

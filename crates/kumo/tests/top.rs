@@ -335,7 +335,10 @@ fn a_selected_process_that_ends_is_said_to_have() {
     let filter = format!("cmdline.contains(\"{marker}\") && state != \"Z\"");
     // The filter stands in the command line of `kumo top` itself, so that two processes have it.
     let mut top = Top::start(100, 30, &["-d", "0.2", "--sort", "+elapsed", "--filter", &filter]);
-    top.until_shown(&marker);
+    // Its row: the filter, which stands above, has the marker before there are any.
+    let row = format!("{} ", animal.pid());
+    let is_row = |line: &String| line.trim_start().starts_with(&row);
+    top.until("its row", |screen| screen.lines().iter().any(is_row));
     top.press("/");
     top.press(&format!("{}\r", animal.pid()));
     top.press("\r");

@@ -24,7 +24,7 @@ const CPU_TIME_MIN: Duration = Duration::from_millis(200);
 const HEADER_WIDTH_MAX: u16 = 100;
 
 /// How many readings, and how they are written.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Batch {
     /// Ends after so many; goes on for ever without.
     pub(super) readings: Option<u64>,
@@ -32,6 +32,8 @@ pub(super) struct Batch {
     pub(super) rows_max: Option<u32>,
     /// One JSON object a reading and line.
     pub(super) json: bool,
+    /// Of a replay: the moments that are read.
+    pub(super) moments: Vec<i64>,
 }
 
 /// Writes readings of the table that `state` stands for.
@@ -45,8 +47,15 @@ pub(super) fn run(
     out: &mut Output,
 ) -> Result<Exit, CommandError> {
     let started = Instant::now();
-    fetcher.begin()?;
-    thread::sleep(CPU_TIME_MIN);
+    if state.replay.is_none() {
+        fetcher.begin()?;
+        thread::sleep(CPU_TIME_MIN);
+    }
+    // What was is read record by record; nobody watches, so there is nothing to wait for.
+    let mut moments = batch.moments.into_iter();
+    if let (Some(replay), Some(first)) = (&mut state.replay, moments.next()) {
+        replay.at_ms = first;
+    }
     let mut reading = 0;
     let mut exit;
     loop {
@@ -59,6 +68,11 @@ pub(super) fn run(
             // The next one may succeed: a node restarts. A log goes on then.
             Err(error) => {
                 out.warn(chain(&error));
+                if let Some(replay) = &mut state.replay {
+                    let Some(next) = moments.next() else { return Ok(Exit::Partial) };
+                    replay.at_ms = next;
+                    continue;
+                }
                 thread::sleep(state.delay.saturating_sub(began.elapsed()));
                 continue;
             }
@@ -77,6 +91,11 @@ pub(super) fn run(
         reading += 1;
         if batch.readings.is_some_and(|max| reading >= max) {
             return Ok(exit);
+        }
+        if let Some(replay) = &mut state.replay {
+            let Some(next) = moments.next() else { return Ok(exit) };
+            replay.at_ms = next;
+            continue;
         }
         thread::sleep(state.delay.saturating_sub(began.elapsed()));
     }

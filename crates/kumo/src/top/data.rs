@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use k2i::host::{CpuSeconds, HostReport, Memory, OneCpu};
-use kumo_abi::proc::{Column, PROC};
+use kumo_abi::proc::Column;
 use kumo_abi::{HostId, Meta, ProcessId, QueryText, Row};
 use serde_json::Value;
 
@@ -419,11 +419,14 @@ impl UserSum {
 }
 
 impl Detail {
-    /// The query for the process itself: every column that is its own.
+    /// The query for the process itself: every column that is its own, and cheap enough to be read again
+    /// and again.
     pub(super) fn query(id: Key) -> QueryText {
-        let of_the_host = [Column::Dc, Column::Host].map(Column::index);
-        let own = PROC.columns.iter().enumerate().filter(|(index, _)| !of_the_host.contains(index));
-        let names: Vec<&str> = own.map(|(_, spec)| spec.name).collect();
+        let is_left_out = |column: &&Column| {
+            matches!(column, Column::Dc | Column::Host) || Column::COSTLY.contains(column)
+        };
+        let own = Column::ALL.iter().filter(|column| !is_left_out(column));
+        let names: Vec<&str> = own.map(|column| column.spec().name).collect();
         QueryText { columns: Some(names.join(",")), ..only(id.pid) }
     }
 
@@ -596,6 +599,7 @@ pub(super) mod tests {
             matched: count,
             columns: Vec::new(),
             lost: 0,
+            unseen: None,
         };
         let tasks = Tasks {
             by_state: BTreeMap::from([
@@ -704,7 +708,8 @@ pub(super) mod tests {
             shown,
             [json!("tokyo/a"), json!(12), json!(155.5), json!("of tokyo/a"), json!(null)]
         );
-        let query = kumo_abi::Query::parse(&host_sums(), &PROC, "pid").expect("a query");
+        let query =
+            kumo_abi::Query::parse(&host_sums(), &kumo_abi::proc::PROC, "pid").expect("a query");
         assert!(query.is_grouped());
     }
 

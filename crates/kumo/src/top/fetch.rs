@@ -28,6 +28,8 @@ pub(super) struct Fetcher {
     source: Source,
     /// Which hosts, where many are looked at.
     scope: Option<Scope>,
+    /// The moment that is asked about; now without one.
+    at: Option<String>,
     /// Of one host.
     earlier: Option<HostReport>,
     /// Of each of many.
@@ -46,7 +48,7 @@ impl Fetcher {
     /// Nothing is asked yet. Without a `scope` it asks the one host of the source.
     pub(super) fn new(source: Source, scope: Option<Scope>) -> Fetcher {
         let (earlier, earlier_each, places) = (None, BTreeMap::new(), Arc::default());
-        Fetcher { source, scope, earlier, earlier_each, places }
+        Fetcher { source, scope, at: None, earlier, earlier_each, places }
     }
 
     /// Reads what the CPUs have done, so that the next reading knows their use since now.
@@ -70,6 +72,7 @@ impl Fetcher {
         request: &Request,
         at: Duration,
     ) -> Result<Snapshot, CommandError> {
+        self.at.clone_from(&request.table.at);
         let Table { meta, rows, fleet } = match self.scope.clone() {
             None => self.table(&request.table)?,
             Some(scope) => self.table_of_many(&request.table, &scope)?,
@@ -89,7 +92,9 @@ impl Fetcher {
                 Extra::Detail(Box::new(Detail::new(id, own, &everybody)))
             }
         };
-        let host = if self.scope.is_none() { self.host() } else { None };
+        // Of hosts nothing was recorded but their processes.
+        let is_now = self.at.is_none();
+        let host = if self.scope.is_none() && is_now { self.host() } else { None };
         let (request, places) = (request.clone(), Arc::clone(&self.places));
         let snapshot =
             Snapshot { request, meta, rows, tasks, host, fleet, places, watched_lives, extra, at };
@@ -105,7 +110,9 @@ impl Fetcher {
     fn table_of_many(&mut self, text: &QueryText, scope: &Scope) -> Result<Table, CommandError> {
         let answer = many::rows(&self.source, text, Duration::ZERO, scope)?;
         // Who does not tell of itself is missing from the sums alone.
-        let reports = self.reports(scope).unwrap_or_default();
+        let is_now = self.at.is_none();
+        let reports =
+            if is_now { self.reports(scope).unwrap_or_default() } else { BTreeMap::new() };
         let fleet = Fleet::new(answer.hosts, &reports, &self.earlier_each);
         let places = &mut self.places;
         let about = |id: &HostId| reports.get(id).map_or_else(String::new, about);
@@ -135,6 +142,7 @@ impl Fetcher {
             matched: answer.matched,
             columns: Vec::new(),
             lost: 0,
+            unseen: None,
         };
         Ok(Table { meta, rows, fleet: Some(fleet) })
     }
@@ -171,14 +179,21 @@ impl Fetcher {
     }
 
     fn rows(&self, text: &QueryText) -> Result<Vec<Row>, CommandError> {
+        let text = &self.then(text);
         Ok(match &self.scope {
             None => self.source.proc_within(text, SAME_READING)?.rows,
             Some(scope) => many::rows(&self.source, text, SAME_READING, scope)?.rows,
         })
     }
 
+    /// The same question about the moment that is shown.
+    fn then(&self, text: &QueryText) -> QueryText {
+        QueryText { at: self.at.clone(), ..text.clone() }
+    }
+
     /// Processes of one host.
     fn procs(&self, place: Place, text: &QueryText) -> Result<Vec<Proc>, CommandError> {
+        let text = &self.then(text);
         let rows = match (&self.scope, self.places.host(place)) {
             (Some(scope), Some(HostId { dc, host })) => {
                 let mut parameters = source::proc_parameters(text, SAME_READING);

@@ -103,7 +103,7 @@ fn first(state: &State, theme: Theme, width: usize) -> Line<'static> {
         return pieces.line();
     };
     let age = state.age().unwrap_or_default();
-    let old = age > OLD_MIN.max(3 * state.delay) && !state.paused;
+    let old = age > OLD_MIN.max(3 * state.delay) && !state.paused && state.replay.is_none();
     let (word, style) = match (state.paused, old) {
         (true, _) => ("PAUSED, ", theme.warn()),
         (false, true) => ("OLD, ", theme.bad()),
@@ -114,7 +114,10 @@ fn first(state: &State, theme: Theme, width: usize) -> Line<'static> {
     let clock = clock.get(..8).unwrap_or("?");
     let seconds = age.as_secs();
     let mut right = format!("{word}as of {clock}Z, {seconds} s ago");
-    if width < usize::from(ROOMY.0) {
+    if let Some(replay) = &state.replay {
+        right = format!("{word}{}, as of {clock}Z", replay.title());
+    }
+    if width < usize::from(ROOMY.0) && state.replay.is_none() {
         right = format!("{word}{seconds} s ago");
     }
     let right_width = columns(&right).min(width);

@@ -54,6 +54,10 @@ pub(super) enum Action {
     Slower,
     /// See `Slower`.
     Faster,
+    /// Of a replay: so many readings on, or back; then it pauses.
+    Replay(i8),
+    /// The same by minutes; it goes on.
+    ReplayMinute(i8),
     /// Let go of the selected process and of the search.
     Unselect,
     /// Move by rows.
@@ -182,6 +186,16 @@ pub(super) const BINDINGS: &[Binding] = &[
         "pause; read now; draw anew",
         &[(Char(' '), Action::Pause), (Char('r'), Action::Refresh)],
         &[('l', Action::Redraw)],
+    ),
+    keys(
+        "[ ] { }",
+        "of a replay: a step back, on; a minute back, on",
+        &[
+            (Char('['), Action::Replay(-1)),
+            (Char(']'), Action::Replay(1)),
+            (Char('{'), Action::ReplayMinute(-1)),
+            (Char('}'), Action::ReplayMinute(1)),
+        ],
     ),
     keys(
         "h F1 ?",

@@ -13,6 +13,7 @@ mod header;
 mod help;
 mod keys;
 mod pace;
+mod replay;
 mod screen;
 mod state;
 mod theme;
@@ -22,19 +23,25 @@ mod view;
 use std::str::FromStr;
 use std::time::Duration;
 
+use k2i::history::HistoryReport;
+use k2i::rfc3339;
 use kumo_abi::proc::{COLUMNS_DEFAULT, Column, PROC};
-use kumo_abi::{Query, QueryError, QueryText};
+use kumo_abi::{At, Query, QueryError, QueryText};
+use serde::Deserialize as _;
 
 use self::batch::Batch;
 use self::fetch::Fetcher;
+use self::replay::Replay;
 use self::screen::Far;
 use self::state::{DELAY_MAX, DELAY_MIN, Filter, Sort, State};
 use crate::error::CommandError;
 use crate::exit::Exit;
 use crate::forest::Lines;
+use crate::many::{self, OneAnswer, Progress};
 use crate::output::Output;
 use crate::scope::Scope;
-use crate::source::{Source, SourceArgs};
+use crate::source::{BOOT_ID, Source, SourceArgs};
+use crate::when::{Moment, now_ms};
 
 /// Show the busiest processes, live
 #[derive(Clone, Debug, clap::Args)]
@@ -74,6 +81,15 @@ pub struct Top {
     /// Print each reading as one JSON object on a line of its own
     #[arg(long)]
     json: bool,
+    /// Show what was recorded, in place of what is: Space stops, brackets step
+    #[arg(long)]
+    replay: bool,
+    /// Where a replay begins; by default ten minutes ago, or where history does
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true, requires = "replay")]
+    from: Option<Moment>,
+    /// How much faster than it was. Text and JSON have every record once, however fast
+    #[arg(long, value_name = "TIMES", default_value = "10", requires = "replay")]
+    speed: Speed,
     /// Which hosts.
     #[command(flatten)]
     pub scope: Scope,
@@ -93,6 +109,8 @@ Examples:
   kumo top --json -n 5 | jq '.rows[0]'     for programs
   kumo top --all                           of all hosts of the cluster; g shows a row for each
   kumo top --dc osaka --where 'cpus >= 8'
+  kumo top --replay --from '30 min ago'    what was, ten times as fast
+  kumo top --replay --json > was.ndjson    the same as lines of JSON
 
 Text that processes chose is shown with control characters escaped (\\n, \\x1b, \\u{202e}). A signal
 (key k) goes to exactly the process that was selected, or to nobody. NO_COLOR turns colours off.";
@@ -108,6 +126,18 @@ impl FromStr for Delay {
         let seconds = text.parse().ok().filter(|seconds| range.contains(seconds));
         let delay = seconds.map(|seconds| Delay(Duration::from_secs_f64(seconds)));
         delay.ok_or_else(|| format!("write seconds from {} to {}", range.start(), range.end()))
+    }
+}
+
+/// How fast a replay is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Speed(f64);
+
+impl FromStr for Speed {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Speed, String> {
+        let speed = text.parse().ok().filter(|speed| (0.1..=1_000.0).contains(speed));
+        speed.map(Speed).ok_or_else(|| "write a number from 0.1 to 1000".to_owned())
     }
 }
 
@@ -167,23 +197,64 @@ pub fn run(args: &Top, source: Source, out: &mut Output) -> Result<Exit, Command
     }
     state.color = out.has_color() && !is_batch;
     state.many = args.scope.is_many();
+    let mut moments = Vec::new();
+    if args.replay {
+        let (replay, records) = args.replay(&source, out)?;
+        if is_batch {
+            moments = replay::readings(&records, replay.from_ms, replay.to_ms);
+        }
+        state.replay = Some(replay);
+    }
+    // Its processes, and only they, can be signalled from here.
     let local = source.is_this_host().then(|| std::fs::read_to_string(BOOT_ID).ok()).flatten();
     state.boot_id_here = local.map(|boot_id| boot_id.trim().to_owned());
     let another = if state.many { source.another()? } else { None };
     let far = another.map(|source| Far { source, wait: args.scope.wait() });
     let fetcher = Fetcher::new(source, state.many.then(|| args.scope.clone()));
     if is_batch {
-        let only_one = args.once || (!args.batch && !args.json && args.iterations.is_none());
+        let is_plain = !args.batch && !args.json && !args.replay;
+        let only_one = args.once || (is_plain && args.iterations.is_none());
         let readings = if only_one { Some(1) } else { args.iterations };
-        let batch = Batch { readings, rows_max: args.limit, json: args.json };
+        let batch = Batch { readings, rows_max: args.limit, json: args.json, moments };
         return batch::run(batch, state, fetcher, out);
     }
     screen::run(state, fetcher, far.as_ref(), args.iterations)?;
     Ok(Exit::Done)
 }
 
-/// The boot of this machine. Its processes, and only they, can be signalled from here.
-const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+impl Top {
+    /// What is to be replayed, and of when the records of each host are.
+    fn replay(
+        &self,
+        source: &Source,
+        out: &mut Output,
+    ) -> Result<(Replay, Vec<Vec<i64>>), CommandError> {
+        let (now_ms, Speed(speed)) = (now_ms(), self.speed);
+        let wanted = self.from.map_or(At::Ago(REPLAY_DEFAULT), |Moment(at)| at);
+        let wanted_ms = (wanted.unix_ns(i128::from(now_ms) * 1_000_000) / 1_000_000) as i64;
+        let reports = if self.scope.is_many() {
+            // Who does not answer now is named as missing by each reading.
+            let about = "history?moments=1";
+            let answers = many::answers(source, about, &self.scope, Progress::silent())?.answers;
+            let report = |answer: OneAnswer| HistoryReport::deserialize(answer.body).ok();
+            answers.into_iter().filter_map(report).collect()
+        } else {
+            vec![source.history()?]
+        };
+        let records: Vec<_> = reports.into_iter().filter_map(|report| report.moments).collect();
+        // Each of many hosts has a beginning of its own; before the first of them there is nothing.
+        let begins_ms = records.iter().filter_map(|records| records.first().copied()).min();
+        let from_ms = begins_ms.map_or(wanted_ms, |begins_ms| wanted_ms.max(begins_ms));
+        if self.from.is_some() && from_ms > wanted_ms {
+            let begins = rfc3339(i128::from(from_ms) * 1_000_000);
+            out.warn(format_args!("nothing was recorded before {begins}; the replay begins there"));
+        }
+        Ok((Replay::new(from_ms, now_ms, speed), records))
+    }
+}
+
+/// What is replayed where nobody says since when.
+const REPLAY_DEFAULT: Duration = Duration::from_secs(600);
 
 /// Rows of the screen that a header without a screen is made for.
 const BATCH_ROWS: u16 = 50;

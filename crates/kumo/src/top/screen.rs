@@ -77,11 +77,16 @@ pub(super) fn run(
     loop {
         let now = started.elapsed();
         let request = state.request();
-        if pace.ask(now, &request, state.delay, state.paused) && questions.send(request).is_err() {
+        // The past does not change: it is asked again when another moment of it is wanted.
+        let still = state.paused || state.replay.is_some();
+        if pace.ask(now, &request, state.delay, still) && questions.send(request).is_err() {
             return Err(lost("the thread that asks for data has ended"));
         }
         screen.terminal.draw(|frame| view::draw(&state, frame))?;
-        let rest = pace.rest(now, state.delay, state.paused).unwrap_or(DRAW_TIME_MAX);
+        let rest = match state.replay {
+            Some(_) => state.delay,
+            None => pace.rest(now, state.delay, state.paused).unwrap_or(DRAW_TIME_MAX),
+        };
         let mut next = receive(&messages, rest.min(DRAW_TIME_MAX))?;
         // What has come meanwhile is handled before the next drawing, at most a channel full.
         for _ in 0..MESSAGES_MAX {

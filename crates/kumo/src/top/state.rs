@@ -10,6 +10,7 @@ use kumo_abi::{HostId, QueryText};
 use super::columns::{self, Choice, Shown};
 use super::data::{Key, Place, Proc, Request, Side, Snapshot, UserSum, host_sum, host_sums};
 use super::header;
+use super::replay::Replay;
 use crate::cel;
 use crate::forest;
 
@@ -80,6 +81,8 @@ pub(super) struct State {
     pub(super) color: bool,
     /// The boot of the machine that we run on: only its processes can be signalled.
     pub(super) boot_id_here: Option<String>,
+    /// Where in the past this is; `None` now.
+    pub(super) replay: Option<Replay>,
     /// The time of the last event.
     pub(super) now: Duration,
 }
@@ -263,6 +266,7 @@ impl State {
             branches: forest::Lines::Unicode,
             color: true,
             boot_id_here: None,
+            replay: None,
             now: Duration::ZERO,
         }
     }
@@ -350,9 +354,12 @@ impl State {
                 filter: self.condition(),
                 sort: Some(self.order()),
                 limit: (!whole).then(|| wanted.to_string()),
+                at: self.replay.map(|replay| replay.at_ms.to_string()),
                 ..if self.by_host { host_sums() } else { columns }
             },
             watched: match &self.mode {
+                // What ends in the past is seen in the past.
+                _ if self.replay.is_some() => None,
                 Mode::Kill(kill) => Some(kill.id),
                 // A host is no process that could end.
                 _ => self.selected.filter(|id| id.pid > 0),

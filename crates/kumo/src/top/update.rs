@@ -77,6 +77,9 @@ pub(super) fn update(state: &mut State, now: Duration, event: Event) -> Option<E
     if state.notice.as_ref().is_some_and(|notice| notice.until <= now) {
         state.notice = None;
     }
+    if let Some(replay) = &mut state.replay {
+        replay.tick(now, state.delay, state.paused);
+    }
     match event {
         Event::Tick => None,
         Event::Resize(columns, rows) => {
@@ -266,6 +269,20 @@ fn act(state: &mut State, action: Action) -> Option<Effect> {
             Some(id) => state.mode = Mode::Detail { id, scroll: 0 },
             None => {}
         },
+        Action::Replay(_) | Action::ReplayMinute(_) if state.replay.is_none() => {
+            notice(state, "this is now; `kumo top --replay` shows what was", true);
+        }
+        Action::Replay(readings) => {
+            if let Some(replay) = &mut state.replay {
+                replay.step(readings.into(), state.delay);
+                state.paused = true;
+            }
+        }
+        Action::ReplayMinute(minutes) => {
+            if let Some(replay) = &mut state.replay {
+                replay.shift(i64::from(minutes) * 60_000);
+            }
+        }
         Action::Kill if state.by_host => {
             let text = "a signal goes to a process; Enter shows those of the selected host";
             notice(state, text, true);
@@ -565,6 +582,10 @@ fn on_detail_key(state: &mut State, key: KeyEvent) -> Option<Effect> {
 /// Opens the question which signal to send. All that it will ever name and hit is taken from the
 /// row here.
 fn open_kill(state: &mut State, from_detail: bool) {
+    if state.replay.is_some() {
+        notice(state, "this process is of the past; `kumo top` signals those of now", true);
+        return;
+    }
     let here = state.boot_id_here.as_deref();
     let Some(snapshot) = &state.snapshot else { return };
     if !state.many && here != Some(snapshot.meta.boot_id.as_str()) {
@@ -726,6 +747,7 @@ fn on_user_key(state: &mut State, key: KeyEvent, control: bool) -> Option<Effect
 mod tests {
     use super::super::data::tests::{BOOT, proc, snapshot};
     use super::super::data::{Detail, Fleet, Places, Proc, Side};
+    use super::super::replay::Replay;
     use super::*;
     use KeyCode::{Char, Down, End, Enter, Esc, F, Home, PageDown, Up};
     use serde_json::json;
@@ -776,6 +798,36 @@ mod tests {
 
     fn selected(state: &State) -> Option<i32> {
         state.selected.map(|id| id.pid)
+    }
+
+    #[test]
+    fn a_replay_moves_by_time_and_by_keys_and_signals_nobody() {
+        let mut state = state_with(procs(3));
+        press(&mut state, Char(']'));
+        let said = state.notice.as_ref().map(|notice| notice.text.clone());
+        assert!(said.is_some_and(|said| said.contains("--replay")), "there is none here");
+        assert_eq!(state.request().table.at, None);
+
+        state.replay = Some(Replay::new(100_000, 1_000_000, 10.0));
+        let at = |state: &State| state.request().table.at.expect("a moment");
+        let second = Duration::from_secs(1);
+        update(&mut state, second, Event::Tick);
+        assert_eq!(at(&state), "110000");
+        update(&mut state, second + second / 2, Event::Tick);
+        assert_eq!(at(&state), "110000", "not before the next reading is due");
+        press_all(&mut state, &[Char(']'), Char(']'), Char('[')]);
+        assert!(at(&state) == "120000" && state.paused, "a step stops it");
+        update(&mut state, 9 * second, Event::Tick);
+        assert_eq!(at(&state), "120000");
+        press_all(&mut state, &[Char('}')]);
+        assert_eq!(at(&state), "180000");
+        press_all(&mut state, &[Char('{'), Char('{'), Char('{')]);
+        assert_eq!(at(&state), "100000", "it has a beginning");
+        assert_eq!(press(&mut state, Char(' ')), Some(Effect::Refresh));
+        update(&mut state, 11 * second, Event::Tick);
+        assert_eq!(at(&state), "110000");
+        press_all(&mut state, &[Down, Char('k')]);
+        assert_eq!(state.mode, Mode::Table, "who may be gone for long gets no signal");
     }
 
     #[test]

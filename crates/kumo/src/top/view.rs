@@ -215,10 +215,12 @@ fn bottom(state: &State, frame: &mut Frame<'_>, theme: Theme) {
 
 fn keys(state: &State, width: usize, theme: Theme) -> Line<'static> {
     let tree = if state.tree { "Flat" } else { "Tree" };
+    let replay: &[(&str, &str)] = match (&state.replay, state.paused) {
+        (None, _) => &[("F1", "Help"), ("F10", "Quit"), ("F9", "Kill")],
+        (Some(_), false) => &[("Space", "Pause"), ("[", "Back"), ("]", "On"), ("{ }", "Minute")],
+        (Some(_), true) => &[("Space", "Go on"), ("[", "Back"), ("]", "On"), ("{ }", "Minute")],
+    };
     let keys = [
-        ("F1", "Help"),
-        ("F10", "Quit"),
-        ("F9", "Kill"),
         ("F3", "Search"),
         ("F4", "Filter"),
         ("F5", tree),
@@ -232,7 +234,7 @@ fn keys(state: &State, width: usize, theme: Theme) -> Line<'static> {
     ];
     let mut left = width;
     let mut spans = Vec::new();
-    for (key, what) in keys {
+    for (key, what) in replay.iter().copied().chain(keys) {
         let needed = key.len() + what.len() + 2;
         if needed > left {
             break;
@@ -449,6 +451,7 @@ fn kill_box(state: &State, frame: &mut Frame<'_>, kill: &Kill) {
 mod tests {
     use super::super::data::tests::{BOOT, host, proc, snapshot};
     use super::super::data::{Detail, Extra};
+    use super::super::replay::Replay;
     use super::super::update::{Event, update};
     use super::*;
     use crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
@@ -640,6 +643,20 @@ mod tests {
                 "└─ \\x1b[31mred\\nline\\u{202e}drow\\x07"
             ]
         );
+    }
+
+    #[test]
+    fn a_replay_says_that_it_is_one_and_how_to_move() {
+        let mut state = state_of((80, 24));
+        state.replay = Some(Replay::new(0, 1_000, 10.0));
+        let lines = screen(&state);
+        assert!(lines[0].ends_with("REPLAY x10, as of 03:04:05Z"), "{:?}", lines[0]);
+        let keys = lines.last().expect("a line of keys");
+        assert!(keys.starts_with("Space Pause [ Back ] On { } Minute"), "{keys:?}");
+        press(&mut state, &[KeyCode::Char(' ')]);
+        let lines = screen(&state);
+        assert!(lines[0].ends_with("PAUSED, REPLAY x10, as of 03:04:05Z"), "{:?}", lines[0]);
+        assert!(lines.last().expect("keys").starts_with("Space Go on"), "{lines:?}");
     }
 
     #[test]

@@ -114,13 +114,31 @@ pub fn path_with_kumo() -> String {
 pub struct Host {
     pub dir: tempfile::TempDir,
     pub node: Running,
+    /// How its node is started again.
+    start: Start,
+}
+
+/// What starts a node, and with which options.
+#[derive(Clone, Default)]
+struct Start {
+    by: Vec<String>,
+    more: Vec<String>,
 }
 
 impl Host {
     pub fn start() -> Host {
         let dir = tempfile::tempdir().unwrap();
         let node = Host::node(dir.path());
-        Host { dir, node }
+        Host { dir, node, start: Start::default() }
+    }
+
+    /// The same, with a node that `by` starts with these options, as it does after [`Host::restart`].
+    pub fn start_by(by: &[String], more: &[&str]) -> Host {
+        let dir = tempfile::tempdir().unwrap();
+        let more = more.iter().map(|&word| word.to_owned()).collect();
+        let start = Start { by: by.to_vec(), more };
+        let node = Host::node_by(dir.path(), &start);
+        Host { dir, node, start }
     }
 
     /// The same, as the first host of a cluster `acme`.
@@ -146,25 +164,30 @@ impl Host {
         command.arg("--run-dir").arg(dir.path().join("run"));
         command.stdin(fs::File::open(dir.path().join("input")).unwrap());
         Said::from(command.output().unwrap()).with_code(0);
-        let node = Host::node_with(dir.path(), &[]);
-        Host { dir, node }
+        let start = Start::default();
+        let node = Host::node_by(dir.path(), &start);
+        Host { dir, node, start }
     }
 
     /// The node is killed, and another started in its place.
     pub fn restart(&mut self) {
         self.node.child.kill().unwrap();
         self.node.child.wait().unwrap();
-        self.node = Host::node_with(self.dir.path(), &[]);
+        self.node = Host::node_by(self.dir.path(), &self.start);
     }
 
     pub fn node(dir: &Path) -> Running {
-        Host::node_with(dir, &["--dc", "tokyo", "--host", "a"])
+        let more = ["--dc", "tokyo", "--host", "a"].map(str::to_owned).to_vec();
+        Host::node_by(dir, &Start { by: Vec::new(), more })
     }
 
-    fn node_with(dir: &Path, more: &[&str]) -> Running {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_kumo"))
+    fn node_by(dir: &Path, start: &Start) -> Running {
+        let kumo = env!("CARGO_BIN_EXE_kumo").to_owned();
+        let words = [start.by.as_slice(), &[kumo]].concat();
+        let mut child = Command::new(&words[0])
+            .args(&words[1..])
             .args(["up", "--listen", "127.0.0.1:0", "--collector", "proc"])
-            .args(more)
+            .args(&start.more)
             .args(["--view", "never", "--state-dir"])
             .arg(dir.join("state"))
             .arg("--run-dir")
@@ -193,7 +216,8 @@ impl Host {
     /// `kumo` with these arguments, for this host's node.
     pub fn kumo(&self, args: &[&str]) -> Command {
         // Options belong to the innermost command.
-        let (command, rest) = args.split_at(if args[0] == "react" { 2 } else { 1 });
+        let (command, rest) =
+            args.split_at(if matches!(args[0], "react" | "sysctl") { 2 } else { 1 });
         let mut kumo = Command::new(env!("CARGO_BIN_EXE_kumo"));
         kumo.args(command).arg("--run-dir").arg(self.run_dir()).args(rest);
         kumo.env("PATH", path_with_kumo());
