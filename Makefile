@@ -8,11 +8,11 @@ CARGO ?= cargo
 TARGET_DIR = $${CARGO_TARGET_DIR:-target}
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo build test bench-k2i bench-fabric fmt lint install uninstall clean
+.PHONY: help run demo build test bench-k2i bench-fabric bench-middlecon chaos-middlecon fmt lint install uninstall clean
 
 help: ## Say what can be made
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | \
-	    awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
+	    awk -F'|' '{ printf "%-24s %s\n", $$1, $$2 }'
 
 run: ## Install what is missing, build, and start the node in the foreground
 	@scripts/install-deps run
@@ -46,6 +46,16 @@ bench-fabric: ## Ask 1,000 simulated hosts, see hosts die; writes docs/BENCHMARK
 	@scripts/install-deps run
 	$(CARGO) build --release --locked -p kumo -p kumo-testbed
 	"$(TARGET_DIR)/release/bench-fabric" $(ARGS)
+
+chaos-middlecon: ## A million calls while everything around them is killed, frozen and cut off; ARGS='--seed 42'
+	@scripts/install-deps demo
+	$(CARGO) build --release --locked -p kumo -p kumo-testbed
+	"$(TARGET_DIR)/release/chaos-middlecon" $(ARGS)
+
+bench-middlecon: ## Compare our calls with bare ones, tonic, Zenoh, NATS, ZeroMQ, iceoryx2; writes docs/BENCHMARKS.md
+	@scripts/install-deps bench
+	$(CARGO) build --release --locked -p kumo -p kumo-testbed --features kumo-testbed/peers
+	"$(TARGET_DIR)/release/bench-middlecon" $(ARGS)
 
 fmt: ## Format the code
 	$(CARGO) fmt --all

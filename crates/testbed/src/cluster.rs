@@ -373,6 +373,24 @@ impl Cluster {
         Running::start(self, id, arguments)?.end()
     }
 
+    /// Starts a program on a host. Its process number is that of this machine.
+    ///
+    /// # Errors
+    /// There is no such host, or the program does not start.
+    pub fn spawn(&self, id: &HostId, command: Command) -> Result<Child, ClusterError> {
+        let child = self.node(id)?.host.spawn(command);
+        child.map_err(|source| system(format!("start a program on {id}"), source))
+    }
+
+    /// Process number of the node of a host, seen from here.
+    ///
+    /// # Errors
+    /// `State` when it does not run.
+    pub fn node_pid(&self, id: &HostId) -> Result<u32, ClusterError> {
+        let child = self.node(id)?.child.as_ref();
+        Ok(child.ok_or_else(|| ClusterError::State(id.clone(), "does not run"))?.id())
+    }
+
     // What can be asked.
 
     /// Asks the node of a host.

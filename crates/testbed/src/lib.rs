@@ -11,6 +11,7 @@
 
 mod api;
 pub mod bench;
+pub mod chaos;
 pub mod cluster;
 mod crowd;
 mod helper;
@@ -23,21 +24,9 @@ pub mod sim;
 pub mod swarm;
 mod zoo;
 
-use std::error::Error;
-
 pub use api::{Answer, request};
 pub use crowd::{Crowd, Mix, crowd_arguments};
+pub use kumo_abi::chain;
 pub use pace::{LATE_MAX, Pace};
 pub use program::{check as check_program, kumo_beside, kumo_for_tests};
 pub use zoo::{Animal, Burst, Zoo};
-
-/// An error and what is below it, in one line for people.
-pub fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut below = error.source();
-    while let Some(error) = below {
-        text = format!("{text} ({error})");
-        below = error.source();
-    }
-    text
-}

@@ -176,13 +176,18 @@ impl Animal {
 
     /// Kills the process and waits until it is reaped. Nothing happens the second time.
     pub fn kill(&mut self) {
-        if self.lifeline.take().is_none() {
-            return;
-        }
+        let Some(lifeline) = self.lifeline.take() else { return };
         let is_keeper = self.keeper_pid() != self.pid;
-        if !(is_keeper && self.ends_by_itself()) {
-            // It may have ended already; then there is only the reaping left.
+        if is_keeper {
+            drop(lifeline);
+            if !self.ends_by_itself() {
+                // It may have ended by now; then there is only the reaping left.
+                let _ = self.helper.kill();
+            }
+        } else {
+            // While the lifeline holds: else it might end by itself first, and not of the signal.
             let _ = self.helper.kill();
+            drop(lifeline);
         }
         let reaped = self.helper.wait();
         assert!(reaped.is_ok() || std::thread::panicking(), "cannot reap: {reaped:?}");

@@ -144,6 +144,16 @@ impl Net {
         self.plan.address(id).ok_or_else(|| NetError::Unknown(id.to_string()))
     }
 
+    /// Takes the direct way to another host from a host, as a firewall between them would. Others still reach both.
+    ///
+    /// # Errors
+    /// `Unknown`, and what `ip` says.
+    pub fn part(&self, from: &HostId, to: &HostId) -> Result<(), NetError> {
+        let address = self.address(to)?.to_string();
+        let namespace = self.namespace(&Place::Host(from.clone()));
+        run("ip", &["-n", &namespace, "route", "add", "unreachable", &address])
+    }
+
     /// The name of a namespace, for `ip netns exec`.
     pub fn namespace(&self, place: &Place) -> String {
         self.names.owner.namespace(place)

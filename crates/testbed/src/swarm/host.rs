@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use k2i::{CollectorChoice, Engine, EngineConfig, Process};
 use kumo_abi::HostId;
-use kumo_abi::cluster::{Card, HostState, Role};
+use kumo_abi::cluster::{Card, HostInfo, HostState, Role};
 use kumo_fabric::identity::{Gateway, Identity};
 use kumo_fabric::pki::Authority;
 use kumo_fabric::{Answerer, Answering, Fabric, FabricConfig, wall_ms};
@@ -129,11 +129,17 @@ impl SwarmHost {
         self.fabric.hosts().iter().filter(|host| host.state == HostState::Alive).count()
     }
 
-    /// How many hosts it sees alive with their cards.
-    pub fn alive(&self) -> usize {
-        let hosts = self.fabric.hosts();
-        hosts.iter().filter(|host| host.state == HostState::Alive && host.card.is_some()).count()
+    /// How many hosts it sees alive with their cards, and the others.
+    pub fn alive(&self) -> (usize, Vec<HostInfo>) {
+        alive(self.fabric.hosts())
     }
+}
+
+/// How many of these are alive with their cards, and the others.
+pub(super) fn alive(hosts: Vec<HostInfo>) -> (usize, Vec<HostInfo>) {
+    let is_alive = |host: &HostInfo| host.state == HostState::Alive && host.card.is_some();
+    let (alive, others): (Vec<_>, Vec<_>) = hosts.into_iter().partition(is_alive);
+    (alive.len(), others)
 }
 
 impl Drop for SwarmHost {

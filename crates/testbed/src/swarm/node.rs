@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use kumo_abi::HostId;
-use kumo_abi::cluster::{HostInfo, HostState, LinkReport};
+use kumo_abi::cluster::{HostInfo, LinkReport};
 use rustix::process::{Pid, Signal, kill_process};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -155,13 +155,12 @@ impl Node {
         Ok(self.get::<View>("/v2/hosts")?.hosts)
     }
 
-    /// How many hosts it sees alive with their cards.
+    /// How many hosts it sees alive with their cards, and the others.
     ///
     /// # Errors
     /// It does not answer.
-    pub fn alive(&self) -> io::Result<usize> {
-        let alive = |host: &&HostInfo| host.state == HostState::Alive && host.card.is_some();
-        Ok(self.hosts()?.iter().filter(alive).count())
+    pub fn alive(&self) -> io::Result<(usize, Vec<HostInfo>)> {
+        Ok(super::host::alive(self.hosts()?))
     }
 
     /// Its links.

@@ -120,9 +120,9 @@ fn obey(
         Order::Settle(count) => {
             let began = Instant::now();
             for (id, host) in hosts.iter() {
-                while host.alive() != count {
+                while host.alive().0 != count {
                     if began.elapsed() > SETTLE_MAX {
-                        let seen = host.alive();
+                        let (seen, _) = host.alive();
                         return Err(Error::other(format!("{id} sees {seen} of {count} hosts")));
                     }
                     std::thread::sleep(LOOK_PERIOD);

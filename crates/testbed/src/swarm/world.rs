@@ -318,22 +318,28 @@ impl World {
         loop {
             let mut far = None;
             for gateway in self.gateways.iter().filter(|gateway| gateway.pid() != 0) {
-                let alive = gateway.alive()?;
+                let (alive, others) = gateway.alive()?;
                 if alive != size {
-                    far = Some((gateway.id.clone(), alive));
+                    far = Some((gateway.id.clone(), alive, others));
                 }
             }
             for host in self.watchers.values() {
-                let alive = host.alive();
+                let (alive, others) = host.alive();
                 if alive != size {
-                    far = Some((host.fabric.identity().host.clone(), alive));
+                    far = Some((host.fabric.identity().host.clone(), alive, others));
                 }
             }
             let now = Instant::now();
             match far {
                 None => return Ok(now),
-                Some((id, alive)) if now - began > SETTLE_MAX => {
-                    return Err(Error::other(format!("{id} sees {alive} of {size} hosts")));
+                Some((id, alive, others)) if now - began > SETTLE_MAX => {
+                    let others = others.iter().map(|host| {
+                        let card = if host.card.is_some() { "" } else { " without a card" };
+                        format!("{} {}{card} for {} ms", host.id, host.state.name(), host.state_ms)
+                    });
+                    let others = others.collect::<Vec<_>>().join(", ");
+                    let said = format!("{id} sees {alive} of {size} hosts alive; others: {others}");
+                    return Err(Error::other(said));
                 }
                 Some(_) => std::thread::sleep(LOOK_PERIOD),
             }

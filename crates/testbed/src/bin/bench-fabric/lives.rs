@@ -38,7 +38,7 @@ pub(crate) fn measure(world: &mut World, effort: Effort, kumo: &Path) -> io::Res
     text += "\n### How soon a death is seen, with all of these hosts\n\n\
              | what happens | at a gateway of its site ms | at other gateways ms | at members ms | by all: median ms | by all: max ms |\n\
              |---|---:|---:|---:|---:|---:|\n";
-    let mut deaths = Deaths::default();
+    let mut deaths = Deaths::of("a host is killed");
     for _ in 0..effort.deaths {
         deaths.add(world, &|world| {
             let victim = &mut world.members[0];
@@ -47,8 +47,8 @@ pub(crate) fn measure(world: &mut World, effort: Effort, kumo: &Path) -> io::Res
         world.members[0].up()?;
         world.settle()?;
     }
-    text += &deaths.row("a host is killed");
-    let mut deaths = Deaths::default();
+    text += &deaths.row();
+    let mut deaths = Deaths::of("a host is frozen");
     for _ in 0..effort.deaths {
         deaths.add(world, &|world| {
             let victim = &world.members[0];
@@ -57,8 +57,8 @@ pub(crate) fn measure(world: &mut World, effort: Effort, kumo: &Path) -> io::Res
         world.members[0].signal(Signal::CONT)?;
         world.settle()?;
     }
-    text += &deaths.row("a host is frozen");
-    let mut deaths = Deaths::default();
+    text += &deaths.row();
+    let mut deaths = Deaths::of("a host and its gateway are killed");
     for _ in 0..effort.few {
         let via = world.members[1].links()?.first().map(|link| link.peer.clone());
         let gateway = world.gateways.iter().position(|gateway| Some(&gateway.id) == via.as_ref());
@@ -72,8 +72,8 @@ pub(crate) fn measure(world: &mut World, effort: Effort, kumo: &Path) -> io::Res
         world.members[1].up()?;
         world.settle()?;
     }
-    text += &deaths.row("a host and its gateway are killed");
-    let mut deaths = Deaths::default();
+    text += &deaths.row();
+    let mut deaths = Deaths::of("one of two gateways is killed");
     let mut wrong = 0;
     for round in 0..effort.few {
         let gateway = round % 2;
@@ -88,7 +88,7 @@ pub(crate) fn measure(world: &mut World, effort: Effort, kumo: &Path) -> io::Res
         up_again(world, gateway)?;
         world.settle()?;
     }
-    text += &deaths.row("one of two gateways is killed");
+    text += &deaths.row();
     wrong += deaths.others;
     let _ = writeln!(
         text,
@@ -111,6 +111,7 @@ fn up_again(world: &mut World, gateway: usize) -> io::Result<()> {
 /// When one kind of death was seen.
 #[derive(Default)]
 struct Deaths {
+    what: &'static str,
     near: Times,
     far: Times,
     members: Times,
@@ -120,6 +121,11 @@ struct Deaths {
 }
 
 impl Deaths {
+    fn of(what: &'static str) -> Deaths {
+        eprintln!("{NAME}: {what}, again and again");
+        Deaths { what, ..Deaths::default() }
+    }
+
     /// Does it, and waits until everybody has seen it.
     fn add(
         &mut self,
@@ -161,7 +167,8 @@ impl Deaths {
         Ok(())
     }
 
-    fn row(&self, what: &str) -> String {
+    fn row(&self) -> String {
+        let what = self.what;
         let median = |times: &Times| times.median().map_or_else(String::new, ms);
         format!(
             "| {what} ({} times) | {} | {} | {} | {} | {} |\n",

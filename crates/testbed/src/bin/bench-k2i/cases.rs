@@ -12,9 +12,10 @@ use kumo_testbed::bench::stats::Times;
 use kumo_testbed::{Crowd, crowd_arguments};
 use serde_json::Value;
 
-use crate::http;
+use crate::http::{self, Request};
 use crate::report::Timed;
 use crate::server::{Server, free_port};
+use crate::sockets::Sockets;
 
 /// Our collectors, the best first.
 pub(crate) const COLLECTORS: [&str; 3] = ["iter.s", "iter", "proc"];
@@ -30,6 +31,14 @@ pub(crate) const FULL_PATH: &str =
 pub(crate) const TOP_PATH: &str =
     "/v2/proc?columns=pid,user,cpu,mem,rss,state,time,cmdline&sort=-cpu&limit=20";
 
+/// What `ss -anp` shows of every socket.
+const SOCKETS_PATH: &str = "/v2/sockets?columns=protocol,state,recv_queue,send_queue,local_address,\
+    local_port,remote_address,remote_port,pid,fd,comm";
+
+/// Programs that list sockets and who holds them; `-nP`, because names of hosts and ports are looked up
+/// elsewhere.
+const SOCKET_LISTERS: [&str; 2] = ["ss -anp", "lsof -nP -i"];
+
 /// Processes in an answer to [`TOP_PATH`].
 const TOP_ROWS: usize = 20;
 
@@ -43,13 +52,13 @@ pub(crate) struct Case {
 enum Work {
     /// Run to its end, its output thrown away.
     Command(Vec<String>),
-    /// Ask; `before` is a request that is not timed.
-    Http { server: SocketAddr, path: String, before: Option<String> },
+    /// Ask, perhaps once more than is timed.
+    Http { server: SocketAddr, request: Request, asks_before: bool },
 }
 
 /// What an answer must hold.
 #[derive(Clone, Copy)]
-enum Holds {
+pub(crate) enum Holds {
     /// The command line of every process of the crowd, as text.
     Lines,
     /// A row with the right number and command line for every process of the crowd.
@@ -58,11 +67,36 @@ enum Holds {
     Count(usize),
     /// An array with at least as many processes as the crowd.
     Array,
+    /// Every port of ours.
+    Ports,
+    /// At least as many rows as the crowd has processes.
+    Crowd,
     /// Metrics whose groups have at least as many processes as the crowd.
     Metrics,
 }
 
 impl Case {
+    /// Asks a server, and is answered with what it holds.
+    pub(crate) fn asks(name: &str, server: &Server, request: Request, holds: Holds) -> Case {
+        let work = Work::Http { server: server.address, request, asks_before: false };
+        Case { name: name.to_owned(), work, holds }
+    }
+
+    /// The same, timed right after another that was not.
+    pub(crate) fn asks_again(self) -> Case {
+        let work = match self.work {
+            Work::Http { server, request, .. } => Work::Http { server, request, asks_before: true },
+            command @ Work::Command(_) => command,
+        };
+        Case { work, ..self }
+    }
+
+    /// Runs a command line.
+    fn runs(line: &str, holds: Holds) -> Case {
+        let words = line.split(' ').map(str::to_owned).collect();
+        Case { name: format!("`{line}`"), work: Work::Command(words), holds }
+    }
+
     /// A result without times.
     pub(crate) fn empty(&self) -> Timed {
         Timed { name: self.name.clone(), times: Times::default(), bytes: 0 }
@@ -77,22 +111,22 @@ impl Case {
                 let took = began.elapsed();
                 if status.success() { Ok((took, 0)) } else { Err(Error::other(status.to_string())) }
             }
-            Work::Http { server, path, before } => {
-                if let Some(before) = before {
-                    http::fetch(*server, before)?;
+            Work::Http { server, request, asks_before } => {
+                if *asks_before {
+                    http::ask(*server, request)?;
                 }
                 let began = Instant::now();
-                let answer = http::fetch(*server, path)?;
+                let answer = http::ask(*server, request)?;
                 Ok((began.elapsed(), answer.len()))
             }
         }
     }
 
     /// Does it once, untimed, and looks whether the answer is right.
-    pub(crate) fn check(&self, crowd: &Crowd) -> io::Result<()> {
+    pub(crate) fn check(&self, crowd: &Crowd, sockets: Option<&Sockets>) -> io::Result<()> {
         let answer = match &self.work {
             Work::Command(words) => command(words).output()?.stdout,
-            Work::Http { server, path, .. } => http::fetch(*server, path)?,
+            Work::Http { server, request, .. } => http::ask(*server, request)?,
         };
         let missing = match self.holds {
             Holds::Lines => lines_missing(&String::from_utf8_lossy(&answer), crowd),
@@ -103,6 +137,11 @@ impl Case {
                 let count = answer.as_array().map_or(0, Vec::len);
                 crowd.pids().len().saturating_sub(count)
             }
+            Holds::Ports => sockets.map_or(0, |all| all.missing(&String::from_utf8_lossy(&answer))),
+            Holds::Crowd => {
+                let count = rows(&serde_json::from_slice(&answer)?).len();
+                crowd.pids().len().saturating_sub(count)
+            }
             Holds::Metrics => {
                 let count = metrics_sum(&String::from_utf8_lossy(&answer));
                 crowd.pids().len().saturating_sub(count as usize)
@@ -111,51 +150,68 @@ impl Case {
         if missing == 0 {
             Ok(())
         } else {
-            Err(Error::other(format!("its answer lacks {missing} of the processes")))
+            Err(Error::other(format!("its answer lacks {missing} of the processes or sockets")))
         }
     }
 }
 
 /// `ps auwx`, the baseline, and every collector of ours that works here, with their servers.
 pub(crate) fn ours(programs: &Path) -> (Vec<Case>, Vec<Server>) {
-    let words = |line: &str| line.split(' ').map(str::to_owned).collect();
-    let mut cases = vec![Case {
-        name: "`ps auwx`".to_owned(),
-        work: Work::Command(words("ps auwx")),
-        holds: Holds::Lines,
-    }];
+    let mut cases = vec![Case::runs("ps auwx", Holds::Lines)];
     let kumo = programs.join("kumo");
     for collector in COLLECTORS {
         let line = format!("{} ps -o {PS_COLUMNS} --collector {collector}", kumo.display());
-        let case = Case {
-            name: format!("`kumo ps` without a node, `{collector}`"),
-            work: Work::Command(words(&line)),
-            holds: Holds::Lines,
-        };
+        let name = format!("`kumo ps` without a node, `{collector}`");
+        let case = Case { name, ..Case::runs(&line, Holds::Lines) };
         // A collector that does not work here is told of below.
         if case.time().is_ok() {
             cases.push(case);
         }
     }
     let mut servers = Vec::new();
-    for collector in COLLECTORS {
-        let server = match Server::k2i(&programs.join("k2i"), collector) {
-            Ok(server) => server,
-            Err(error) => {
-                eprintln!("bench-k2i: collector {collector} left out: {error}");
-                continue;
-            }
-        };
+    for (collector, server) in collectors(programs) {
         let mut add = |what: &str, path: &str, age_ms: u64, holds: Holds| {
-            let path = format!("{path}&max_age_ms={age_ms}");
+            let name = format!("k2i `{collector}`, {what}");
+            let request = Request::get(format!("{path}&max_age_ms={age_ms}"));
+            let case = Case::asks(&name, &server, request, holds);
             // A shared answer is one that finds a generation fresh enough.
-            let before = (age_ms > 0).then(|| path.clone());
-            let work = Work::Http { server: server.address, path, before };
-            cases.push(Case { name: format!("k2i `{collector}`, {what}"), work, holds });
+            cases.push(if age_ms > 0 { case.asks_again() } else { case });
         };
         add("full table, a new scan", FULL_PATH, 0, Holds::Rows);
         add("full table, shared scan", FULL_PATH, 1_000, Holds::Rows);
         add("top 20, a new scan", TOP_PATH, 0, Holds::Count(TOP_ROWS));
+        servers.push(server);
+    }
+    (cases, servers)
+}
+
+/// A server for each collector that works here.
+fn collectors(programs: &Path) -> Vec<(&'static str, Server)> {
+    let start = |collector| match Server::k2i(&programs.join("k2i"), collector) {
+        Ok(server) => Some((collector, server)),
+        Err(error) => {
+            eprintln!("bench-k2i: collector {collector} left out: {error}");
+            None
+        }
+    };
+    COLLECTORS.into_iter().filter_map(start).collect()
+}
+
+/// Who lists all sockets: programs that do, the baseline being the first, and every collector of ours.
+pub(crate) fn socket_listers(programs: &Path) -> (Vec<Case>, Vec<Server>) {
+    let mut cases = Vec::new();
+    for line in SOCKET_LISTERS {
+        let case = Case::runs(line, Holds::Ports);
+        match case.time() {
+            Ok(_) => cases.push(case),
+            Err(error) => eprintln!("bench-k2i: {line} left out: {error}"),
+        }
+    }
+    let mut servers = Vec::new();
+    for (collector, server) in collectors(programs) {
+        let request = Request::get(format!("{SOCKETS_PATH}&max_age_ms=0"));
+        let name = format!("k2i `{collector}`, a new look");
+        cases.push(Case::asks(&name, &server, request, Holds::Ports));
         servers.push(server);
     }
     (cases, servers)
@@ -168,9 +224,7 @@ pub(crate) fn peers(cases: &mut Vec<Case>) -> Vec<Server> {
         let server = free_port().and_then(|port| Server::peer(&mut start(port), port, path));
         match server {
             Ok(server) => {
-                let path = path.to_owned();
-                let work = Work::Http { server: server.address, path, before: None };
-                cases.push(Case { name: name.to_owned(), work, holds });
+                cases.push(Case::asks(name, &server, Request::get(path), holds));
                 servers.push(server);
             }
             Err(error) => eprintln!("bench-k2i: {name} left out: {error}"),
@@ -240,7 +294,7 @@ fn after_fields(line: &str, count: usize) -> Option<&str> {
     (0..count).try_fold(line.trim_start(), |rest, _| skip(rest)).map(str::trim_end)
 }
 
-fn rows(answer: &Value) -> &[Value] {
+pub(crate) fn rows(answer: &Value) -> &[Value] {
     answer["rows"].as_array().map_or(&[], Vec::as_slice)
 }
 

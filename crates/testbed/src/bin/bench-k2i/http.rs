@@ -9,16 +9,54 @@ use std::time::Duration;
 /// A request that takes longer has failed.
 const WAIT_MAX: Duration = Duration::from_secs(60);
 
-/// Connects, asks for `path` and reads the whole body.
-pub(crate) fn fetch(server: SocketAddr, path: &str) -> io::Result<Vec<u8>> {
+/// What is asked for.
+#[derive(Clone, Debug)]
+pub(crate) struct Request {
+    pub(crate) path: String,
+    /// JSON that is posted; without it the path is got.
+    pub(crate) body: Option<String>,
+}
+
+impl Request {
+    pub(crate) fn get(path: impl Into<String>) -> Request {
+        Request { path: path.into(), body: None }
+    }
+
+    fn text(&self, server: SocketAddr) -> String {
+        let Request { path, body } = self;
+        let method = if body.is_some() { "POST" } else { "GET" };
+        let head = format!(
+            "{method} {path} HTTP/1.1\r\nHost: {server}\r\n\
+             Accept: application/json, text/plain, */*\r\nConnection: close\r\n"
+        );
+        let body = body.as_deref().unwrap_or_default();
+        match body.len() {
+            0 => format!("{head}\r\n"),
+            len => format!(
+                "{head}Content-Type: application/json\r\nContent-Length: {len}\r\n\r\n{body}"
+            ),
+        }
+    }
+}
+
+/// Connects and asks; the answer is still to be read.
+pub(crate) fn begin(server: SocketAddr, request: &Request) -> io::Result<TcpStream> {
     let mut stream = TcpStream::connect_timeout(&server, WAIT_MAX)?;
     stream.set_read_timeout(Some(WAIT_MAX))?;
     stream.set_nodelay(true)?;
-    let request = format!(
-        "GET {path} HTTP/1.1\r\nHost: {server}\r\nAccept: application/json, text/plain, */*\r\n\
-         Connection: close\r\n\r\n"
-    );
-    stream.write_all(request.as_bytes())?;
+    stream.write_all(request.text(server).as_bytes())?;
+    Ok(stream)
+}
+
+/// Connects, gets `path` and reads the whole body.
+pub(crate) fn fetch(server: SocketAddr, path: &str) -> io::Result<Vec<u8>> {
+    ask(server, &Request::get(path))
+}
+
+/// Connects, asks and reads the whole body.
+pub(crate) fn ask(server: SocketAddr, request: &Request) -> io::Result<Vec<u8>> {
+    let mut stream = begin(server, request)?;
+    let path = &request.path;
     let mut answer = Vec::with_capacity(1 << 20);
     stream.read_to_end(&mut answer)?;
     body(&answer).ok_or_else(|| Error::other("this is no whole HTTP answer")).and_then(|answer| {

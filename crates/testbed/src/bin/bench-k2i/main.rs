@@ -4,12 +4,20 @@
 //! order each round, so that whatever disturbs the machine disturbs all. Everything that is timed,
 //! servers, clients and peers, runs on one and the same CPU: a server beside its client gets no more
 //! of the machine than `ps` does. The crowd sleeps on all CPUs. Every answer is checked before it is
-//! timed. Times are reported, never asserted.
+//! timed. Times are reported, never asserted. What a part finds is written when it is found, so that one that
+//! fails costs the others nothing.
 
 mod cases;
+mod events;
+mod history;
 mod http;
+mod part;
+mod redaction;
 mod report;
 mod server;
+mod sockets;
+mod sql;
+mod stream;
 
 use std::fs;
 use std::io;
@@ -19,22 +27,30 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use kumo_testbed::bench::{self, document, machine};
-use kumo_testbed::{Mix, Zoo};
+use kumo_testbed::{Crowd, Mix, Zoo};
 
 use cases::Case;
+use part::Part;
 use report::{Round, Timed, Watched};
 use server::Server;
+use sockets::Sockets;
 
 /// Compare our process table with ps and, where they are installed, with others
 #[derive(Parser)]
 struct Args {
+    /// Measure these parts only
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = Part::ALL)]
+    parts: Vec<Part>,
     /// Numbers of processes, one table each
     #[arg(long, value_delimiter = ',', default_values_t = [300, 3_000, 10_000])]
     processes: Vec<usize>,
-    /// Rounds for each number of processes [default: 11]
+    /// Processes beside which the other parts are measured
+    #[arg(long, default_value_t = 3_000)]
+    crowd: usize,
+    /// Rounds of each case [default: 11]
     #[arg(long)]
     rounds: Option<usize>,
-    /// Watch once a second for this many seconds; 0 leaves it out [default: 30]
+    /// Watch for this many seconds; 0 leaves it out of the tables [default: 30]
     #[arg(long)]
     watch_s: Option<u64>,
     /// A first impression: 3 rounds and 5 seconds by default, nothing written
@@ -73,21 +89,92 @@ fn run(mut args: Args) -> io::Result<()> {
         Some(folder) => folder.clone(),
         None => std::env::current_exe()?.parent().unwrap_or(Path::new(".")).to_owned(),
     };
-    let mut text = format!("{}\n{rounds} rounds each.\n", bench::heading("bench-k2i"));
-    println!("{text}");
-    for processes in &args.processes {
-        let round = measure(*processes, &programs, rounds, watch, !args.no_peers)?;
-        let tables = report::tables(&round);
-        println!("{tables}");
-        text += "\n";
-        text += &tables;
-    }
-    if args.document != Path::new("-") {
+    // Before anything is pinned: it says how many CPUs there are.
+    let heading = bench::heading("bench-k2i");
+    let write = |part: Part, results: &str| {
+        let text = format!("{heading}\n{results}");
+        println!("{text}");
+        if args.document == Path::new("-") {
+            return Ok(());
+        }
         let document = fs::read_to_string(&args.document).unwrap_or_default();
-        fs::write(&args.document, document::place(&document, "bench-k2i", &text))?;
+        fs::write(&args.document, document::place(&document, part.block(), &text))?;
         eprintln!("bench-k2i: wrote {}", args.document.display());
+        Ok::<(), io::Error>(())
+    };
+    let is_wanted = |part: Part| args.parts.contains(&part);
+    if is_wanted(Part::Table) {
+        let mut tables = Vec::new();
+        for processes in &args.processes {
+            let round = measure(*processes, &programs, rounds, watch, !args.no_peers)?;
+            tables.push(report::tables(&round));
+        }
+        write(Part::Table, &format!("{rounds} rounds each.\n\n{}", tables.join("\n")))?;
+    }
+    let crowded = || Part::ALL.into_iter().filter(|part| part.is_crowded() && is_wanted(*part));
+    if crowded().next().is_some() {
+        with_crowd(args.crowd, |crowd| {
+            for part in crowded() {
+                let text = beside(part, crowd, &programs, rounds, watch);
+                write(part, &text.map_err(|error| named(part.block(), &error))?)?;
+            }
+            Ok(())
+        })?;
+    }
+    if is_wanted(Part::Events) {
+        eprintln!("bench-k2i: events");
+        let text = events::measure(&programs, watch.max(Duration::from_secs(1)));
+        write(Part::Events, &text.map_err(|error| named("events", &error))?)?;
     }
     Ok(())
+}
+
+/// One of the parts that are measured beside a crowd, on the CPU of this thread.
+fn beside(
+    part: Part,
+    crowd: &Crowd,
+    programs: &Path,
+    rounds: usize,
+    watch: Duration,
+) -> io::Result<String> {
+    let name = part.block();
+    eprintln!("{name}: beside {} processes", crowd.pids().len());
+    let text = match part {
+        Part::Redaction => redaction::measure(programs, crowd, rounds)?,
+        Part::Sockets => {
+            let sockets = Sockets::open()?;
+            let (cases, _servers) = cases::socket_listers(programs);
+            for case in &cases {
+                case.check(crowd, Some(&sockets)).map_err(|error| named(&case.name, &error))?;
+            }
+            let baseline = cases.first().map_or("the first", |case| case.name.as_str());
+            report::timed_table(&time_all(&cases, rounds)?, baseline)
+        }
+        Part::Sql => sql::measure(programs, crowd, rounds)?,
+        Part::History => history::measure(programs, crowd, rounds, watch)?,
+        Part::Stream => stream::measure(programs, watch.max(Duration::from_secs(2)))?,
+        Part::Table | Part::Events => {
+            return Err(io::Error::other("it is measured without a crowd"));
+        }
+    };
+    Ok(format!("Beside {} processes, {rounds} rounds each.\n\n{text}", crowd.pids().len()))
+}
+
+/// Does `work` on the last CPU, beside a crowd that may use all.
+fn with_crowd<T: Send>(
+    processes: usize,
+    work: impl FnOnce(&Crowd) -> io::Result<T> + Send,
+) -> io::Result<T> {
+    eprintln!("bench-k2i: starting {processes} processes");
+    let crowd = Zoo::crowd(processes, Mix::default());
+    let cpu = machine::last_cpu()?;
+    let pinned = || {
+        machine::pin(cpu)?;
+        work(&crowd)
+    };
+    // On a thread of its own, because the next crowd shall not inherit our CPU.
+    std::thread::scope(|scope| scope.spawn(pinned).join())
+        .map_err(|_| io::Error::other("the measuring thread panicked"))?
 }
 
 /// Everything for one number of processes.
@@ -98,26 +185,18 @@ fn measure(
     watch: Duration,
     with_peers: bool,
 ) -> io::Result<Round> {
-    eprintln!("bench-k2i: starting {processes} processes");
-    let crowd = Zoo::crowd(processes, Mix::default());
-    let cpu = machine::last_cpu()?;
-    let pinned = || -> io::Result<Round> {
-        machine::pin(cpu)?;
-        let (ours, servers) = cases::ours(programs);
-        let mut all = ours;
+    with_crowd(processes, |crowd| {
+        let (mut all, servers) = cases::ours(programs);
         let peers = if with_peers { cases::peers(&mut all) } else { Vec::new() };
         for case in &all {
-            case.check(&crowd).map_err(|error| named(&case.name, &error))?;
+            case.check(crowd, None).map_err(|error| named(&case.name, &error))?;
         }
         let timed = time_all(&all, rounds)?;
         drop(peers);
         let watched = watch_all(programs, watch)?;
         drop(servers);
         Ok(Round { processes, timed, watched })
-    };
-    // On a thread of its own, because the next crowd shall not inherit our CPU.
-    std::thread::scope(|scope| scope.spawn(pinned).join())
-        .map_err(|_| io::Error::other("the measuring thread panicked"))?
+    })
 }
 
 fn named(name: &str, error: &io::Error) -> io::Error {

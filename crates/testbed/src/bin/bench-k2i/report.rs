@@ -14,6 +14,13 @@ pub(crate) struct Timed {
     pub(crate) bytes: usize,
 }
 
+impl Timed {
+    /// The same under another name.
+    pub(crate) fn named(self, name: String) -> Timed {
+        Timed { name, ..self }
+    }
+}
+
 /// One watched program.
 #[derive(Debug)]
 pub(crate) struct Watched {
@@ -34,19 +41,38 @@ pub(crate) struct Round {
     pub(crate) watched: Vec<Watched>,
 }
 
-/// The tables of one number of processes.
-pub(crate) fn tables(round: &Round) -> String {
-    let baseline = round.timed.first().and_then(|timed| timed.times.median());
+/// A case for who may see command lines whole, and for who may not.
+#[derive(Debug)]
+pub(crate) struct Pair {
+    pub(crate) name: &'static str,
+    pub(crate) whole: Times,
+    pub(crate) redacted: Times,
+}
+
+/// A table of pairs and their ratios.
+pub(crate) fn pairs(pairs: &[Pair]) -> String {
+    let mut text = "| one answer | all shown, median ms | without secrets, median ms | takes |\n\
+                    |---|---:|---:|---:|\n"
+        .to_owned();
+    for Pair { name, whole, redacted } in pairs {
+        let (Some(whole), Some(redacted)) = (whole.median(), redacted.median()) else { continue };
+        let ratio = significant(redacted.as_secs_f64() / whole.as_secs_f64());
+        let _ = writeln!(text, "| {name} | {} | {} | {ratio} × |", ms(whole), ms(redacted));
+    }
+    text
+}
+
+/// A table of cases; the first is the `baseline`.
+pub(crate) fn timed_table(all: &[Timed], baseline: &str) -> String {
+    let first = all.first().and_then(|timed| timed.times.median());
     let mut text = format!(
-        "### {} processes\n\n| one answer | median ms | min – max | `ps auwx` takes | KiB |\n\
-         |---|---:|---:|---:|---:|\n",
-        round.processes
+        "| one answer | median ms | min – max | {baseline} takes | KiB |\n|---|---:|---:|---:|---:|\n"
     );
-    for timed in &round.timed {
+    for timed in all {
         let (Some(median), Some((min, max))) = (timed.times.median(), timed.times.range()) else {
             continue;
         };
-        let ratio = baseline.map_or(0.0, |base| base.as_secs_f64() / median.as_secs_f64());
+        let ratio = first.map_or(0.0, |first| first.as_secs_f64() / median.as_secs_f64());
         let _ = writeln!(
             text,
             "| {} | {} | {} – {} | {} × | {} |",
@@ -58,6 +84,13 @@ pub(crate) fn tables(round: &Round) -> String {
             timed.bytes / 1024,
         );
     }
+    text
+}
+
+/// The tables of one number of processes.
+pub(crate) fn tables(round: &Round) -> String {
+    let table = timed_table(&round.timed, "`ps auwx`");
+    let mut text = format!("### {} processes\n\n{table}", round.processes);
     if !round.watched.is_empty() {
         text += "\n| watched once a second | CPU, % of one | RSS MiB | most MiB |\n\
                  |---|---:|---:|---:|\n";
@@ -79,6 +112,13 @@ pub(crate) fn tables(round: &Round) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pair_is_compared_with_itself() {
+        let times = |ms: u64| Times(vec![Duration::from_millis(ms)]);
+        let pair = Pair { name: "a", whole: times(10), redacted: times(12) };
+        assert!(pairs(&[pair]).contains("| a | 10.0 | 12.0 | 1.20 × |"));
+    }
 
     #[test]
     fn ratios_are_to_the_first_case() {

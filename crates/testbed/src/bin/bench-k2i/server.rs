@@ -1,7 +1,9 @@
 //! A server under test, owned: killed and reaped when it is dropped.
 
+use std::ffi::OsStr;
 use std::io::{self, BufRead, BufReader, Error};
 use std::net::SocketAddr;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -22,9 +24,27 @@ pub(crate) struct Server {
 
 impl Server {
     /// Starts `k2i` with one collector, on a free port that it names itself.
-    pub(crate) fn k2i(program: &std::path::Path, collector: &str) -> io::Result<Server> {
+    pub(crate) fn k2i(program: &Path, collector: &str) -> io::Result<Server> {
+        Server::k2i_with(program, &["--collector", collector])
+    }
+
+    /// Starts `k2i` with these options, on a free port that it names itself.
+    pub(crate) fn k2i_with<S: AsRef<OsStr>>(program: &Path, options: &[S]) -> io::Result<Server> {
         let mut command = Command::new(program);
-        command.args(["--listen", "127.0.0.1:0", "--collector", collector]);
+        command.args(["--listen", "127.0.0.1:0"]).args(options);
+        Server::ours(&mut command)
+    }
+
+    /// Starts a node that keeps what it has in `dir`, with its API on a free port.
+    pub(crate) fn node(program: &Path, dir: &Path) -> io::Result<Server> {
+        let mut command = Command::new(program);
+        command.args(["up", "--listen", "127.0.0.1:0", "--view", "never", "--state-dir"]);
+        command.arg(dir.join("state")).arg("--run-dir").arg(dir.join("run"));
+        Server::ours(&mut command)
+    }
+
+    /// Starts a server of ours, which says where it listens.
+    fn ours(command: &mut Command) -> io::Result<Server> {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn()?;
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());

@@ -28,18 +28,22 @@ pub(crate) fn down(at: &At) -> Result<(), String> {
         Ok(_) => {
             // The owner's lock is free when all is gone.
             let began = Instant::now();
-            while dir.lock().is_err() {
+            let lock = loop {
+                if let Ok(lock) = dir.lock() {
+                    break lock;
+                }
                 if began.elapsed() > END_WAIT_MAX {
                     return Err("the cluster's owner does not end; look at its log".to_owned());
                 }
                 sleep(LOOK_PERIOD);
-            }
+            };
+            dir.leave(lock);
             say("the cluster is down");
             Ok(())
         }
         Err(error) => {
             // It may have been killed, or be in the middle of its start.
-            let _lock = dir.lock().map_err(|_| error)?;
+            let lock = dir.lock().map_err(|_| error)?;
             let stale = kumo_testbed::net::remove_stale().map_err(|e| kumo_testbed::chain(&e))?;
             let hosts = dir.hosts();
             let had_files = hosts.exists();
@@ -47,6 +51,7 @@ pub(crate) fn down(at: &At) -> Result<(), String> {
                 let removed = fs::remove_dir_all(&hosts);
                 removed.map_err(|error| format!("cannot remove {}: {error}", hosts.display()))?;
             }
+            dir.leave(lock);
             if stale > 0 || had_files {
                 say("no cluster was up; what a killed one had left is removed");
             } else {

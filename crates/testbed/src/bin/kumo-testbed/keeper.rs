@@ -100,7 +100,7 @@ pub(crate) fn run(at: &At, up: &Up) -> Result<(), String> {
     let kept = runtime.block_on(keep(&mut keeper, listener));
     drop(keeper);
     clear(&dir)?;
-    drop(lock);
+    dir.leave(lock);
     say("down");
     kept.map_err(|error| format!("cannot go on: {error}"))
 }
@@ -291,7 +291,7 @@ impl Keeper {
         let ids = self.ids();
         let (Some(first), Some(last)) = (ids.first(), ids.last()) else { return String::new() };
         let run = dir.hosts().join(first.dc.as_str()).join(first.host.as_str()).join("run");
-        let run = run.display();
+        let (run, at) = (run.display(), dir.option());
         format!(
             "
 From this machine:
@@ -299,13 +299,13 @@ From this machine:
   kumo ps --all --run-dir {run}
   kumo top --all --run-dir {run}
 On a host:
-  kumo testbed exec {first} -- kumo map
-  kumo testbed exec {last}
+  kumo testbed exec{at} {first} -- kumo map
+  kumo testbed exec{at} {last}
 Let something happen:
-  kumo testbed fault kill {last}
-  kumo testbed fault cut {}
-  kumo testbed fault heal
-  kumo testbed status
+  kumo testbed fault{at} kill {last}
+  kumo testbed fault{at} cut {}
+  kumo testbed fault{at} heal
+  kumo testbed status{at}
 ",
             last.dc
         )

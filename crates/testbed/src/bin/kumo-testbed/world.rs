@@ -32,7 +32,11 @@ pub(crate) struct At {
 
 /// The directory of a cluster, ours alone.
 #[derive(Clone, Debug)]
-pub(crate) struct Dir(PathBuf);
+pub(crate) struct Dir {
+    path: PathBuf,
+    /// It was named, and is to be named again.
+    is_named: bool,
+}
 
 impl At {
     /// The directory, made where it is missing.
@@ -60,40 +64,68 @@ impl At {
             ));
         }
         let path = fs::canonicalize(&path).map_err(|error| error.to_string())?;
-        Ok(Dir(path))
+        Ok(Dir { path, is_named: self.dir.is_some() })
     }
 }
 
 impl Dir {
     /// What the hosts write.
     pub(crate) fn hosts(&self) -> PathBuf {
-        self.0.join("hosts")
+        self.path.join("hosts")
     }
 
     /// Where the owner listens.
     pub(crate) fn socket(&self) -> PathBuf {
-        self.0.join("control.sock")
+        self.path.join("control.sock")
     }
 
     /// What an owner in the background writes.
     pub(crate) fn log(&self) -> PathBuf {
-        self.0.join("log")
+        self.path.join("log")
+    }
+
+    /// How it is named behind `kumo testbed`, with a blank in front; nothing where it is the usual one.
+    pub(crate) fn option(&self) -> String {
+        if self.is_named { format!(" --dir {}", self.path.display()) } else { String::new() }
     }
 
     /// The lock of the owner. The kernel takes it back when the owner dies.
     pub(crate) fn lock(&self) -> Result<File, String> {
-        let path = self.0.join("lock");
-        let file = File::options().create(true).truncate(false).write(true).open(&path);
-        let file = file.map_err(|error| format!("cannot open {}: {error}", path.display()))?;
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(file),
-            Err(rustix::io::Errno::WOULDBLOCK) => Err(format!(
-                "a cluster is up already in {}; end it with `kumo testbed down`, or start another \
-                 with --dir",
-                self.0.display()
-            )),
-            Err(error) => Err(format!("cannot lock {}: {error}", path.display())),
+        let path = self.lock_file();
+        loop {
+            let file = File::options().create(true).truncate(false).write(true).open(&path);
+            let file = file.map_err(|error| format!("cannot open {}: {error}", path.display()))?;
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => {}
+                Err(rustix::io::Errno::WOULDBLOCK) => {
+                    return Err(format!(
+                        "a cluster is up already in {}; end it with `kumo testbed down{}`, or start another \
+                         with --dir",
+                        self.path.display(),
+                        self.option()
+                    ));
+                }
+                Err(error) => return Err(format!("cannot lock {}: {error}", path.display())),
+            }
+            // Whoever ended before us may have removed the file that we opened: then ours locks nothing.
+            let own = file.metadata().map_err(|error| error.to_string())?;
+            if fs::metadata(&path).is_ok_and(|there| there.ino() == own.ino()) {
+                return Ok(file);
+            }
         }
+    }
+
+    fn lock_file(&self) -> PathBuf {
+        self.path.join("lock")
+    }
+
+    /// Removes the log and the lock, for who holds it: all else is gone.
+    pub(crate) fn leave(&self, lock: File) {
+        for path in [self.log(), self.lock_file()] {
+            // What stays is in nobody's way.
+            let _ = fs::remove_file(path);
+        }
+        drop(lock);
     }
 
     /// Asks the owner.
@@ -101,10 +133,11 @@ impl Dir {
         let mut stream =
             UnixStream::connect(self.socket()).map_err(|error| match error.kind() {
                 io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => format!(
-                    "no cluster is up in {}; start one with `kumo testbed up`",
-                    self.0.display()
+                    "no cluster is up in {}; start one with `kumo testbed up{}`",
+                    self.path.display(),
+                    self.option()
                 ),
-                _ => format!("cannot reach the owner of {}: {error}", self.0.display()),
+                _ => format!("cannot reach the owner of {}: {error}", self.path.display()),
             })?;
         let broken = |error: io::Error| format!("the cluster's owner does not answer: {error}");
         stream.set_read_timeout(Some(ANSWER_WAIT_MAX)).map_err(broken)?;
