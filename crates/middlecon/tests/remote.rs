@@ -5,10 +5,11 @@ mod support;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use kumo_abi::call::{Cause, Method, Peer, ServiceName};
+use kumo_abi::call::{CALLS_IN_FLIGHT_MAX, Cause, Method, Peer, ServiceName};
 use kumo_abi::control::{Carrier, Certificate};
 use middlecon::{CallError, Node, Secure, Server, Setup};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
@@ -163,6 +164,41 @@ async fn tasks_call_tasks_with_bodies_of_all_sizes_at_once() {
             task.await.unwrap();
         }
         assert_eq!(echo.connections(), 1);
+        tokio::task::spawn_blocking(move || drop(server)).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_body_that_is_cut_off_leaves_neither_memory_nor_a_place_behind() {
+    /// More than a connection has places, and so much that as many halves would be more than may arrive.
+    const CUT: u32 = CALLS_IN_FLIGHT_MAX as u32 + 1;
+    let body = vec![7; 64 << 20];
+    for carrier in [Carrier::Tls, Carrier::Spliced] {
+        let (node, secure) = (TestNode::start_with(carrier), Arc::new(One::new()));
+        let sessions = Arc::new(AtomicU32::new(0));
+        let count = sessions.clone();
+        let server = connect(&node, &secure)
+            .serve_async(&service("echo"))
+            .session(move |_| count.fetch_add(1, Ordering::Relaxed))
+            .method(&method("len"), |call| async move { Ok(call.body.len().to_string().into()) })
+            .start()
+            .await
+            .unwrap();
+        let echo = connect(&node, &secure).service_async(&service("echo"));
+        let len = method("len");
+        assert_eq!(echo.call(&len, b"12").await.unwrap(), "2");
+        for nth in 0..CUT {
+            let cut = Duration::from_millis(2);
+            if nth % 2 == 0 {
+                let told = echo.request(&len).budget(cut).call(&body).await.unwrap_err();
+                assert_eq!(told.cause(), Some(Cause::Deadline), "{carrier:?}");
+            } else {
+                // Dropped, it is cancelled.
+                assert!(tokio::time::timeout(cut, echo.call(&len, &body)).await.is_err());
+            }
+        }
+        assert_eq!(echo.call(&len, &body).await.unwrap(), body.len().to_string());
+        assert_eq!((echo.connections(), sessions.load(Ordering::Relaxed)), (1, 1));
         tokio::task::spawn_blocking(move || drop(server)).await.unwrap();
     }
 }

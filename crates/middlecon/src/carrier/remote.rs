@@ -461,6 +461,10 @@ impl Pipe {
                     return Ok(Some(frame));
                 }
             } else {
+                if header.kind == Kind::Cancel {
+                    // Of its body no more will come.
+                    self.arriving.remove(&header.call);
+                }
                 return Ok(Some(Frame { header, ext, body: rest }));
             }
         }

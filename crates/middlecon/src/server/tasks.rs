@@ -408,13 +408,19 @@ impl Conversation {
         was
     }
 
-    /// Its caller no longer waits: the handler is dropped, and with it what it calls.
+    /// Its caller no longer waits: the handler is dropped, and with it what it calls. It is answered, so
+    /// that the caller may use its place again.
     fn cancel(self: &Arc<Conversation>, id: u64) {
-        let Some(was) = self.leave(id) else { return };
-        was.task.abort();
-        // So that the caller may use its place again. The handler may have begun.
-        let header = answer(id, Status::Unknown(Cause::Cancelled));
-        self.say(header, Vec::new(), Bytes::new());
+        let status = match self.leave(id) {
+            Some(was) => {
+                was.task.abort();
+                // The handler may have begun.
+                Status::Unknown(Cause::Cancelled)
+            }
+            // Its body was cut off. Or it is over and has its answer: then nobody hears a second one.
+            None => Status::NotExecuted(Cause::Cancelled),
+        };
+        self.say(answer(id, status), Vec::new(), Bytes::new());
     }
 
     /// Sends a short frame, now or when there is room.

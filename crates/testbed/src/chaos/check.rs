@@ -37,6 +37,9 @@ impl fmt::Display for Broken {
     }
 }
 
+/// A call that ended after its deadline, what its caller was told, and how it was made.
+pub type LateCall = (Late, Status, Way);
+
 /// What became of all calls.
 #[derive(Clone, Debug, Default)]
 pub struct Verdict {
@@ -48,8 +51,8 @@ pub struct Verdict {
     pub untold: u64,
     /// Of calls whose outcome nobody knew, those that had run.
     pub unknown_and_ran: u64,
-    /// Calls that ended after their deadline.
-    pub late: Vec<Late>,
+    /// Calls that ended after their deadline, with what their callers were told.
+    pub late: Vec<LateCall>,
     /// What was not kept.
     pub broken: Vec<Broken>,
 }
@@ -72,6 +75,7 @@ struct Call {
 pub fn check(entries: impl IntoIterator<Item = Entry>) -> Verdict {
     let mut verdict = Verdict::default();
     let mut calls: HashMap<Key, Call> = HashMap::new();
+    let mut late = Vec::new();
     for entry in entries {
         match entry {
             Entry::Began(key) => calls.entry(key).or_default().began += 1,
@@ -81,9 +85,11 @@ pub fn check(entries: impl IntoIterator<Item = Entry>) -> Verdict {
                     verdict.broken.push(Broken::ToldTwice(key));
                 }
             }
-            Entry::Late(late) => verdict.late.push(late),
+            Entry::Late(one) => late.push(one),
         }
     }
+    let told = |late: Late| calls.get(&late.key)?.told.map(|(status, way)| (late, status, way));
+    verdict.late = late.into_iter().filter_map(told).collect();
     for (key, Call { began, did, told }) in calls {
         verdict.began += u64::from(began);
         verdict.untold += u64::from(told.is_none());

@@ -96,7 +96,7 @@ impl Caller {
             let us = |time: Duration| u32::try_from(time.as_micros()).unwrap_or(u32::MAX);
             let now = clock_gettime(ClockId::Monotonic);
             entries.push(Entry::Late(Late {
-                client: self.client,
+                key: made.question.key,
                 by_us: us(by),
                 waited_us: us(queue.waited().saturating_sub(made.waited)),
                 at_ns: now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64,

@@ -10,7 +10,7 @@ use std::path::Path;
 use kumo_abi::call::Status;
 
 /// Bytes of an entry.
-const ENTRY_BYTES: usize = 24;
+const ENTRY_BYTES: usize = 32;
 
 /// A call: which client, and which of its calls. Nobody uses a key twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -53,8 +53,8 @@ pub struct Way {
 /// A call that ended after its deadline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Late {
-    /// Which client made it.
-    pub client: u32,
+    /// Which it is.
+    pub key: Key,
     /// By how much, in microseconds.
     pub by_us: u32,
     /// For how much of the call its thread wanted to run and did not, in microseconds: the machine's part.
@@ -63,24 +63,29 @@ pub struct Late {
     pub at_ns: u64,
 }
 
+impl Late {
+    /// By how much without the machine's part, in microseconds.
+    pub fn own_us(&self) -> u32 {
+        self.by_us.saturating_sub(self.waited_us)
+    }
+}
+
 impl Entry {
     fn encode(self) -> [u8; ENTRY_BYTES] {
-        let (kind, status, first, second, third) = match self {
-            Entry::Began(key) => (1_u8, 0, key.0, 0, 0),
-            Entry::Did(key) => (2, 0, key.0, 0, 0),
-            Entry::Told(key, status, way) => {
-                (3, status.number(), key.0, way.service.into(), way.by_task.into())
+        let (kind, key, at_ns, first, second) = match self {
+            Entry::Began(key) => (1_u32, key, 0, 0, 0),
+            Entry::Did(key) => (2, key, 0, 0, 0),
+            Entry::Told(key, status, Way { service, by_task }) => {
+                (3, key, 0, status.number(), u32::from(service) << 1 | u32::from(by_task))
             }
-            Entry::Late(Late { client, by_us, waited_us, at_ns }) => {
-                (4, client, at_ns, by_us, waited_us)
-            }
+            Entry::Late(Late { key, by_us, waited_us, at_ns }) => (4, key, at_ns, by_us, waited_us),
         };
         let mut bytes = [0; ENTRY_BYTES];
-        bytes[..4].copy_from_slice(&status.to_le_bytes());
-        bytes[4..12].copy_from_slice(&first.to_le_bytes());
-        bytes[12..16].copy_from_slice(&second.to_le_bytes());
-        bytes[16..20].copy_from_slice(&third.to_le_bytes());
-        bytes[20] = kind;
+        bytes[..8].copy_from_slice(&key.0.to_le_bytes());
+        bytes[8..16].copy_from_slice(&at_ns.to_le_bytes());
+        bytes[16..20].copy_from_slice(&first.to_le_bytes());
+        bytes[20..24].copy_from_slice(&second.to_le_bytes());
+        bytes[24..28].copy_from_slice(&kind.to_le_bytes());
         bytes
     }
 
@@ -88,21 +93,17 @@ impl Entry {
         let word = |at: usize| {
             u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
         };
-        let first = u64::from(word(4)) | u64::from(word(8)) << 32;
-        Some(match bytes[20] {
-            1 => Entry::Began(Key(first)),
-            2 => Entry::Did(Key(first)),
+        let long = |at: usize| u64::from(word(at)) | u64::from(word(at + 4)) << 32;
+        let (key, first, second) = (Key(long(0)), word(16), word(20));
+        Some(match word(24) {
+            1 => Entry::Began(key),
+            2 => Entry::Did(key),
             3 => Entry::Told(
-                Key(first),
-                Status::from_number(word(0))?,
-                Way { service: word(12) as u16, by_task: word(16) != 0 },
+                key,
+                Status::from_number(first)?,
+                Way { service: (second >> 1) as u16, by_task: second & 1 != 0 },
             ),
-            4 => Entry::Late(Late {
-                client: word(0),
-                by_us: word(12),
-                waited_us: word(16),
-                at_ns: first,
-            }),
+            4 => Entry::Late(Late { key, by_us: first, waited_us: second, at_ns: long(8) }),
             _ => return None,
         })
     }
@@ -159,7 +160,7 @@ mod tests {
         let path = dir.path().join("ledger");
         let ledger = Ledger::create(&path).expect("a file");
         let key = Key::new(7, 9);
-        let late = Late { client: 7, by_us: 3, waited_us: 2, at_ns: u64::MAX - 1 };
+        let late = Late { key, by_us: 3, waited_us: 2, at_ns: u64::MAX - 1 };
         let entries = [
             Entry::Began(key),
             Entry::Did(Key(u64::MAX)),

@@ -14,7 +14,7 @@ use kumo_abi::call::Status;
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::time::{ClockId, clock_gettime};
 
-use super::check::{Verdict, check};
+use super::check::{LateCall, Verdict, check};
 use super::client::Left;
 use super::faults::{self, Counts, Deed, Fault, Target};
 use super::ledger::{self, Entry, Late};
@@ -42,6 +42,9 @@ const NODE: &str = "the node of";
 
 /// How late a call may be, beyond what the machine kept its thread waiting.
 pub const LATE_MAX: Duration = Duration::from_millis(10);
+
+/// Late calls that are shown one by one, those first that the machine explains least.
+const LATE_SHOWN: usize = 10;
 
 /// Longest budget of a call in this world, and some more, within which clients must have ended.
 const CLIENT_END_MAX: Duration = Duration::from_secs(20);
@@ -86,8 +89,8 @@ pub struct Report {
     pub faults: BTreeMap<(&'static str, &'static str), u64>,
     /// What became of all calls.
     pub verdict: Verdict,
-    /// Late calls of clients that were not frozen themselves.
-    pub late: Vec<Late>,
+    /// Late calls of clients that were not frozen themselves, with what those were told.
+    pub late: Vec<LateCall>,
     /// How many more were late because their client was frozen.
     pub late_frozen: usize,
     /// Each process that is left: when all was well before the story, and after it.
@@ -118,9 +121,8 @@ impl Report {
     /// Calls that were late by more than [`LATE_MAX`], without and with what the machine kept them waiting.
     pub fn too_late(&self) -> (usize, usize) {
         let too_late = |by_us: u32| u128::from(by_us) > LATE_MAX.as_micros();
-        let own =
-            self.late.iter().filter(|late| too_late(late.by_us.saturating_sub(late.waited_us)));
-        (own.count(), self.late.iter().filter(|late| too_late(late.by_us)).count())
+        let own = self.late.iter().filter(|(late, ..)| too_late(late.own_us()));
+        (own.count(), self.late.iter().filter(|(late, ..)| too_late(late.by_us)).count())
     }
 }
 
@@ -140,9 +142,8 @@ impl fmt::Display for Report {
             writeln!(f, "  {count:>9} {deed} {whom}")?;
         }
         let (own, all) = self.too_late();
-        let latest = self.late.iter().max_by_key(|late| late.by_us);
-        let (by, waited) = latest.map_or((0, 0), |late| (late.by_us, late.waited_us));
-        let worst = self.late.iter().map(|late| late.by_us.saturating_sub(late.waited_us)).max();
+        let latest = self.late.iter().max_by_key(|(late, ..)| late.by_us);
+        let (by, waited) = latest.map_or((0, 0), |(late, ..)| (late.by_us, late.waited_us));
         writeln!(
             f,
             "calls that ended {} ms or more after their deadline: {all}; without the time for which the machine kept \
@@ -151,13 +152,22 @@ impl fmt::Display for Report {
         )?;
         writeln!(
             f,
-            "  the latest by {:.1} ms, of which it waited {:.1} ms for a processor; at most {:.1} ms without; {} more \
-             of clients that were frozen",
+            "  the latest by {:.1} ms, of which it waited {:.1} ms for a processor; {} more of clients that were frozen",
             f64::from(by) / 1e3,
             f64::from(waited) / 1e3,
-            f64::from(worst.unwrap_or(0)) / 1e3,
             self.late_frozen
         )?;
+        let mut latest: Vec<_> = self.late.iter().collect();
+        latest.sort_by_key(|(late, ..)| Reverse(late.own_us()));
+        for (late, status, way) in latest.iter().take(LATE_SHOWN) {
+            let (own, who) =
+                (f64::from(late.own_us()) / 1e3, if way.by_task { "task" } else { "thread" });
+            let (key, service) = (late.key, way.service);
+            writeln!(
+                f,
+                "  {own:.1} ms without: {key:x?}, a {who} that called service {service}: {status}"
+            )?;
+        }
         writeln!(f, "all called all again {:.1?} after the last fault", self.well_after)?;
         writeln!(f, "the last client ended after {:.1?}", self.ended_after)?;
         writeln!(f, "descriptors and memory, before and after:")?;
@@ -302,14 +312,13 @@ pub fn run(options: Options, progress: &mut dyn FnMut(&str)) -> Result<Report, B
         server.end(CLIENT_END_MAX)?;
     }
     let verdict = world.verdict()?;
-    let is_frozen = |late: &Late| {
+    let is_frozen = |(late, ..): &&LateCall| {
         let from_ns = late.at_ns.saturating_sub(u64::from(late.by_us) * 1_000);
         world.frozen.iter().any(|(client, from, to)| {
-            *client == late.client && *from <= late.at_ns && from_ns <= *to
+            *client == late.key.client() && *from <= late.at_ns && from_ns <= *to
         })
     };
-    let (frozen, late): (Vec<Late>, Vec<Late>) =
-        verdict.late.iter().partition(|late| is_frozen(late));
+    let (frozen, late): (Vec<LateCall>, Vec<LateCall>) = verdict.late.iter().partition(is_frozen);
     let uses = before.into_iter().zip(after);
     Ok(Report {
         seed: world.options.seed,

@@ -70,14 +70,16 @@ pub(crate) fn measure(programs: &Path, wall: Duration) -> io::Result<String> {
     let _ = writeln!(
         text,
         "\nAs fast as this machine can: {BURST} processes in {} s, which live {} ms (median). {} rows and {} \
-         counted as lost are {BURST}; {} rows lack their command line, {} their CPU time. Events come from \
-         {source}.",
+         counted as lost are {BURST}; {} rows lack their command line and {} their CPU time, and not more are counted as lost execs ({}) and \
+         lost reaps ({}). Events come from {source}.",
         significant(took.as_secs_f64()),
         significant(lifetime),
         told.rows,
         told.lost,
         told.without_line,
         told.without_time,
+        told.lost_execs,
+        told.lost_reaps,
     );
     Ok(text)
 }
@@ -137,6 +139,8 @@ struct Told {
     lost: u64,
     without_line: u64,
     without_time: u64,
+    lost_execs: u64,
+    lost_reaps: u64,
     /// Median.
     lifetime: Duration,
 }
@@ -158,11 +162,9 @@ fn settled(node: &Server, parent: i32, before: &Value) -> io::Result<Told> {
         let without = |name: &str| rows.iter().filter(|row| row[name].is_null()).count() as u64;
         let (without_line, without_time) = (without("cmdline"), without("time"));
         let (count, lost_exits) = (rows.len() as u64, lost("exits", &report));
+        let (lost_execs, lost_reaps) = (lost("execs", &report), lost("reaps", &report));
         let are_all = count + lost_exits == BURST as u64;
-        if are_all
-            && without_time <= lost("reaps", &report)
-            && without_line <= lost("execs", &report)
-        {
+        if are_all && without_time <= lost_reaps && without_line <= lost_execs {
             let mut lifetimes: Vec<f64> =
                 rows.iter().filter_map(|row| row["lifetime"].as_f64()).collect();
             lifetimes.sort_unstable_by(f64::total_cmp);
@@ -173,6 +175,8 @@ fn settled(node: &Server, parent: i32, before: &Value) -> io::Result<Told> {
                 lost: lost_exits,
                 without_line,
                 without_time,
+                lost_execs,
+                lost_reaps,
                 lifetime,
             });
         }
