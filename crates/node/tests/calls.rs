@@ -201,9 +201,8 @@ fn calls_go_on_while_their_node_starts_anew_and_it_learns_of_them_again() {
 fn a_call_over_http_has_its_outcome_in_its_headers() {
     let dir = tempfile::tempdir().unwrap();
     let node = node(dir.path());
-    let raw = |target: &str, more: &str, body: &str| {
+    let sent = |target: &str, length: usize, more: &str, body: &str| {
         let mut stream = unix(&node);
-        let length = body.len();
         let head = format!(
             "POST {target} HTTP/1.0\r\nhost: localhost\r\ncontent-length: {length}\r\n{more}\r\n{body}"
         );
@@ -212,6 +211,7 @@ fn a_call_over_http_has_its_outcome_in_its_headers() {
         stream.read_to_string(&mut answer).unwrap();
         answer
     };
+    let raw = |target: &str, more: &str, body: &str| sent(target, body.len(), more, body);
     let nobody = raw("/v2/call/kv/echo", "", "x");
     assert!(nobody.starts_with("HTTP/1.0 404"), "{nobody}");
     assert!(
@@ -239,6 +239,12 @@ fn a_call_over_http_has_its_outcome_in_its_headers() {
     for bad in ["kumo-budget-ms: 0\r\n", "traceparent: x\r\n"] {
         assert!(raw("/v2/call/kv/echo", bad, "").starts_with("HTTP/1.0 400"), "for {bad:?}");
     }
+    let large = "large".repeat(1 << 20);
+    assert!(raw("/v2/call/kv/echo", "", &large).ends_with(&format!("\r\n\r\n{large}")));
+    let more = sent("/v2/call/kv/echo", (8 << 20) + 1, "", "");
+    assert!(more.starts_with("HTTP/1.0 413") && more.contains("body-too-large"), "{more}");
+    let slow = sent("/v2/call/kv/echo", 9, "kumo-budget-ms: 50\r\n", "half");
+    assert!(slow.starts_with("HTTP/1.0 504") && slow.contains("not-executed"), "{slow}");
     let other = ask(support::tcp(&node), "POST", "/v2/call/kv/echo", "", "");
     assert_eq!(other.status, 401, "who comes by TCP does not say who he is");
 }

@@ -97,10 +97,6 @@ impl FromRequestParts<Arc<Api>> for Shown {
 /// `%XX`.
 pub const TARGET_BYTES_MAX: usize = 48 * 1024;
 
-/// Largest request body. Those that are read have a few names and numbers; this much of others is
-/// still read and forgotten so that the connection can be kept.
-pub const REQUEST_BODY_BYTES_MAX: u64 = 64 * 1024;
-
 /// Runs the checks, then the route, then adds the headers.
 pub(crate) async fn guard(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {
     api.requests.fetch_add(1, Ordering::Relaxed);
@@ -153,15 +149,6 @@ fn check(request: &Parts) -> Result<(), Refused> {
         let detail = format!("path and query have {target} bytes; {TARGET_BYTES_MAX} is the most");
         let title = "The address is too long";
         return Err(Refused::new(StatusCode::URI_TOO_LONG, "uri-too-long", title, detail));
-    }
-    let length = request.headers.get(header::CONTENT_LENGTH);
-    let length = length.and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
-    if length.is_some_and(|length| length > REQUEST_BODY_BYTES_MAX) {
-        let detail = format!(
-            "a body has at most {REQUEST_BODY_BYTES_MAX} bytes; put parameters into the query"
-        );
-        let title = "The request body is too large";
-        return Err(Refused::new(StatusCode::PAYLOAD_TOO_LARGE, "body-too-large", title, detail));
     }
     let via = request.extensions.get::<Via>().copied();
     let Some(Via::Tcp { local, .. }) = via else {
@@ -308,15 +295,6 @@ mod tests {
         for (headers, want) in cases {
             let headers = [&[("host", "localhost:8000")], headers].concat();
             assert_eq!(status(tcp("127.0.0.1:8000"), &headers), want, "for {headers:?}");
-        }
-    }
-
-    #[test]
-    fn sizes() {
-        let long = format!("{}", REQUEST_BODY_BYTES_MAX + 1);
-        let cases = [("0", 200), ("65536", 200), (long.as_str(), 413)];
-        for (length, want) in cases {
-            assert_eq!(status(Via::Unix, &[("content-length", length)]), want, "for {length}");
         }
     }
 }

@@ -19,6 +19,7 @@ mod metrics;
 mod open;
 pub mod openapi;
 mod pace;
+mod payload;
 mod problem;
 pub mod serve;
 mod signals;
@@ -35,7 +36,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use axum::extract::rejection::PathRejection;
-use axum::extract::{DefaultBodyLimit, Path, Request, State};
+use axum::extract::{Path, Request, State};
 use axum::http::{Extensions, HeaderMap, Method, StatusCode, Uri, Version, header};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
@@ -59,8 +60,9 @@ pub use access::{Access, Anonymous, Listener, Peer, REDACT};
 pub use audit::{AUDIT_BYTES_MAX, Audit, Audited, Did};
 pub use certificate::known_by;
 pub use events::EVENT_COLUMNS_DEFAULT;
-pub use guard::{REQUEST_BODY_BYTES_MAX, TARGET_BYTES_MAX, Via, allow, asker};
+pub use guard::{TARGET_BYTES_MAX, Via, allow, asker};
 pub use kumo_abi::chain;
+pub use payload::{REQUEST_BODY_BYTES_MAX, bytes_of, json_of};
 pub use problem::{PROBLEM_JSON, Refused};
 pub use stream::{STREAM_QUIET_MAX, STREAMS_MAX};
 pub use v2::{Asked, OPEN_PARAMETERS, QUERY_PARAMETERS, parameters};
@@ -173,7 +175,6 @@ pub fn router_with(api: Arc<Api>, more: Router, document: Bytes) -> Router {
         .merge(more.with_state(()))
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)
-        .layer(DefaultBodyLimit::max(REQUEST_BODY_BYTES_MAX as usize))
         .layer(guard)
         .layer(compression)
         .with_state(api)

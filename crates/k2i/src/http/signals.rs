@@ -2,13 +2,12 @@
 
 use std::sync::Arc;
 
-use axum::body::Bytes;
-use axum::extract::rejection::{BytesRejection, PathRejection};
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
-use axum::{Extension, RequestExt, Router};
+use axum::{Extension, Router};
 use kumo_abi::ProcessId;
 use serde::Deserialize;
 use serde_json::json;
@@ -16,6 +15,7 @@ use tokio::task::spawn_blocking;
 use utoipa::{OpenApi, ToSchema};
 
 use super::guard::allow;
+use super::payload::json_of;
 use super::{Api, Did, Refused, chain};
 use crate::encode::document;
 use crate::signal::{Signal, SignalError, Target};
@@ -67,11 +67,7 @@ async fn signal(
 ) -> Result<Response, Refused> {
     allow(request.extensions(), Scope::Signal)?;
     let Path(id) = id.map_err(|error| Refused::bad_request(error.body_text()))?;
-    let body: Result<Bytes, BytesRejection> = request.extract().await;
-    let body = body.map_err(|error| Refused::bad_request(error.body_text()))?;
-    let asked: Asked = serde_json::from_slice(&body).map_err(|error| {
-        Refused::bad_request(format!("the body is not {{\"signal\":\"TERM\"}}: {error}"))
-    })?;
+    let asked: Asked = json_of(request, "{\"signal\":\"TERM\"}").await?;
     let signal: Signal =
         asked.signal.parse().map_err(|error| Refused::bad_request(chain(&error)))?;
     let wanted = Wanted::parse(&id)?;
@@ -219,8 +215,8 @@ mod tests {
             assert_eq!(status, want, "for {id} with {body}: {problem}");
             assert_eq!(problem["type"], format!("urn:kumo:problem:{kind}"), "for {id}");
         }
-        let long = " ".repeat(crate::http::REQUEST_BODY_BYTES_MAX as usize + 1);
-        assert_eq!(ask(Via::Unix, &id.to_string(), long).await.0, 400);
+        let long = " ".repeat(crate::http::REQUEST_BODY_BYTES_MAX + 1);
+        assert_eq!(ask(Via::Unix, &id.to_string(), long).await.0, 413);
         assert_eq!(target.wait(Some(std::time::Duration::ZERO)).expect("poll"), Ended::NotYet);
 
         // Another node says for whom it asks, and that counts.

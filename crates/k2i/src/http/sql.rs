@@ -3,13 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::Bytes;
-use axum::extract::rejection::BytesRejection;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use axum::{Json, RequestExt, Router};
+use axum::{Json, Router};
 use kumo_sql::{
     Cell, Ended, Limits, Rows, Scan, ScanError, Source, SqlError, Stop, TIME_DEFAULT, TIME_MAX,
     Table, Wanted,
@@ -22,7 +20,7 @@ use tokio::time::timeout;
 use utoipa::{OpenApi, ToSchema};
 
 use super::v2::{Asked as Parameters, JSON};
-use super::{ANSWER_WAIT_MAX, Api, Refused, accept, asker, chain};
+use super::{ANSWER_WAIT_MAX, Api, Refused, accept, asker, chain, json_of};
 use crate::encode::document;
 use crate::host::now;
 use crate::sql::{self, HostTables, Sight, TABLES};
@@ -113,7 +111,7 @@ impl Asked {
     /// 400, with what is wrong.
     pub async fn of(request: Request) -> Result<Asked, Refused> {
         let form = "{\"query\":\"SELECT …\"}, perhaps with \"time_ms\"";
-        of_body(request, form).await
+        json_of(request, form).await
     }
 
     /// How long it may take.
@@ -129,16 +127,6 @@ impl Asked {
         }
         Ok(time)
     }
-}
-
-async fn of_body<T: serde::de::DeserializeOwned>(
-    request: Request,
-    form: &str,
-) -> Result<T, Refused> {
-    let body: Result<Bytes, BytesRejection> = request.extract().await;
-    let body = body.map_err(|error| Refused::bad_request(error.body_text()))?;
-    serde_json::from_slice(&body)
-        .map_err(|error| Refused::bad_request(format!("the body is not {form}: {error}")))
 }
 
 /// What who makes a request may see.
@@ -269,7 +257,7 @@ impl From<Value> for Cell {
 )]
 async fn scan(State(api): State<Arc<Api>>, request: Request) -> Result<Response, Refused> {
     let sight = sight(&api, &request);
-    let asked: ScanAsked = of_body(request, "a scan of a table").await?;
+    let asked: ScanAsked = json_of(request, "a scan of a table").await?;
     let time = Duration::from_millis(asked.time_ms).min(TIME_MAX);
     let (limits, engine) = (sql::limits(time), Arc::clone(&api.engine));
     let work = move |stop: &Arc<Stop>| {

@@ -2,13 +2,11 @@
 
 use std::time::Duration;
 
-use axum::body::Bytes;
-use axum::extract::rejection::BytesRejection;
+use axum::Router;
 use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use axum::routing::post;
-use axum::{RequestExt as _, Router};
-use k2i::http::{Refused, chain};
+use k2i::http::{Refused, chain, json_of};
 use kumo_abi::cluster::Role;
 use kumo_abi::{DcName, HostId, HostName};
 use kumo_fabric::token::{TokenAsk, TokenError};
@@ -149,10 +147,7 @@ async fn evict(State(shared): State<Shared>, request: Request) -> Reply {
 /// The body of a request that only those may make who manage the cluster.
 async fn read<T: DeserializeOwned>(request: Request) -> Result<T, Refused> {
     manages(&request)?;
-    let body: Result<Bytes, BytesRejection> = request.extract().await;
-    let body = body.map_err(|error| Refused::bad_request(error.body_text()))?;
-    serde_json::from_slice(&body)
-        .map_err(|error| Refused::bad_request(format!("the body makes no sense: {error}")))
+    json_of(request, "what this takes").await
 }
 
 /// The fabric, where there is one.

@@ -2,13 +2,12 @@
 
 use std::sync::Arc;
 
-use axum::body::Bytes;
-use axum::extract::rejection::{BytesRejection, PathRejection};
+use axum::Router;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
 use axum::http::StatusCode;
 use axum::routing::get;
-use axum::{RequestExt as _, Router};
-use k2i::http::{Refused, chain};
+use k2i::http::{Refused, chain, json_of};
 use kumo_abi::call::{RootId, ServiceName};
 use kumo_fabric::Fabric;
 use kumo_fabric::store::StoreError;
@@ -153,10 +152,7 @@ async fn put_acl(
 ) -> Reply {
     manages(&request)?;
     let service = service(name)?;
-    let body: Result<Bytes, BytesRejection> = request.extract().await;
-    let body = body.map_err(|error| Refused::bad_request(error.body_text()))?;
-    let acl: Acl = serde_json::from_slice(&body)
-        .map_err(|error| Refused::bad_request(format!("the body is no access list: {error}")))?;
+    let acl: Acl = json_of(request, "an access list").await?;
     acl.check().map_err(|error| Refused::bad_request(error.to_string()))?;
     let value = serde_json::to_vec(&acl).unwrap_or_default();
     let (store, key) = (Arc::clone(fabric(&shared)?.store()), acl_key(&service));

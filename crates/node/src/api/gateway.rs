@@ -14,16 +14,15 @@
 //! and the span that the call is part of. Where trying again is worth it, `retry-after` says when.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use axum::body::Bytes;
-use axum::extract::rejection::{BytesRejection, PathRejection};
+use axum::Router;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
-use axum::{RequestExt as _, Router};
-use k2i::http::{PROBLEM_JSON, Refused, allow, chain};
+use k2i::http::{PROBLEM_JSON, Refused, allow, bytes_of, chain};
 use kumo_abi::Problem;
 use kumo_abi::call::{
     BUDGET_MS_DEFAULT, BUDGET_NS_MAX, Cause, Method, RootId, ServiceName, Status,
@@ -41,6 +40,9 @@ use crate::calls::shown::outcome;
 
 /// Calls of one listener that are under way at once. Each has a thread while it waits.
 pub(crate) const GATEWAY_CALLS_MAX: usize = 32;
+
+/// Largest payload of a call over HTTP. Each that is under way is held in memory.
+pub(crate) const CALL_BODY_BYTES_MAX: usize = 8 << 20;
 
 const OUTCOME: HeaderName = HeaderName::from_static("kumo-outcome");
 const CAUSE: HeaderName = HeaderName::from_static("kumo-cause");
@@ -125,23 +127,28 @@ async fn call(
     let method: Method = method.parse().map_err(|error| bad("method", &method, &error))?;
     let budget = budget(request.headers())?;
     let parent = trace(request.headers())?;
-    let body: Result<Bytes, BytesRejection> = request.extract().await;
-    let body = body.map_err(|error| Refused::bad_request(error.body_text()))?;
     let gateway = shared.gateway.clone();
     let place = timeout(PLACE_WAIT_MAX, Arc::clone(&gateway.places).acquire_owned()).await;
     let place = place.map_err(|_| Refused::busy())?.map_err(|_| Refused::busy())?;
+    let began = Instant::now();
+    // Who names no span above the call is that span itself.
+    let (root, parent) = parent.unwrap_or_else(|| (Context::root(budget).trace(), random().max(1)));
+    let Ok(body) = timeout(budget, bytes_of(request, CALL_BODY_BYTES_MAX)).await else {
+        let message = "its payload had not arrived".to_owned();
+        let (cause, path, retry_after_ms) = (Cause::Deadline, Vec::new(), None);
+        let late = CallError::NotExecuted { cause, message, path, retry_after_ms };
+        return Ok(answer(root, parent, &Err(late)));
+    };
+    let (body, budget) = (body?, budget.saturating_sub(began.elapsed()));
     let run_dir = shared.run_dir.clone();
     let calling = spawn_blocking(move || -> Result<_, Refused> {
         let client = gateway.client(&run_dir)?;
-        // Who names no span above the call is that span itself.
-        let (root, parent) =
-            parent.unwrap_or_else(|| (Context::root(budget).trace(), random().max(1)));
         let context = Context::traced(root, parent, budget);
         let result = context.enter(|| client.service(&service).call(&method, &body));
         drop(place);
-        Ok((root, parent, result))
+        Ok(result)
     });
-    let (root, parent, result) = calling.await.map_err(|error| {
+    let result = calling.await.map_err(|error| {
         tracing::error!("a call failed: {error}");
         Refused::bug()
     })??;

@@ -1,14 +1,12 @@
 //! `/v2/hosts/{dc}/{host}/…`: one host, asked through this node.
 
-use axum::RequestExt as _;
 use axum::Router;
-use axum::body::Bytes;
-use axum::extract::rejection::{BytesRejection, PathRejection};
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Query as UrlQuery, Request, State};
 use axum::http::{Extensions, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use k2i::http::{PROBLEM_JSON, Refused, allow, asker, parameters};
+use k2i::http::{PROBLEM_JSON, Refused, allow, asker, json_of, parameters};
 use kumo_abi::HostId;
 use kumo_abi::cluster::{HostState, Outcome};
 use kumo_abi::merge;
@@ -86,10 +84,7 @@ async fn signal(
         names.map_err(|error| Refused::bad_request(error.body_text()))?;
     let id = host_id(&dc, &host)?;
     let scope = Scope::take(&mut parameters(&uri, &scope::PARAMETERS[2..])?)?;
-    let body: Result<Bytes, BytesRejection> = request.extract().await;
-    let body = body.map_err(|error| Refused::bad_request(error.body_text()))?;
-    let body = serde_json::from_slice(&body)
-        .map_err(|error| Refused::bad_request(format!("the body is no JSON: {error}")))?;
+    let body = json_of(request, "JSON").await?;
     if !process.bytes().all(|byte| byte.is_ascii_digit() || byte == b'@') {
         return Err(Refused::bad_request("the process is neither PID nor PID@START"));
     }

@@ -2,13 +2,12 @@
 
 use std::sync::Arc;
 
-use axum::body::Bytes;
-use axum::extract::rejection::{BytesRejection, PathRejection};
+use axum::Router;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
 use axum::http::StatusCode;
 use axum::routing::{get, post, put as put_route};
-use axum::{RequestExt as _, Router};
-use k2i::http::{Listener, Refused, asker, chain, parameters};
+use k2i::http::{Listener, Refused, asker, chain, json_of, parameters};
 use kumo_abi::react::{REACTIONS_MAX, Reaction, ReactionName};
 use kumo_abi::rights::Lines;
 use serde::Deserialize;
@@ -104,13 +103,6 @@ fn named(name: Result<Path<String>, PathRejection>) -> Result<ReactionName, Refu
     })
 }
 
-async fn body_of<T: serde::de::DeserializeOwned>(request: Request) -> Result<T, Refused> {
-    let body: Result<Bytes, BytesRejection> = request.extract().await;
-    let body = body.map_err(|error| Refused::bad_request(error.body_text()))?;
-    serde_json::from_slice(&body)
-        .map_err(|error| Refused::bad_request(format!("the body makes no sense: {error}")))
-}
-
 /// Sets a reaction; it takes the right `manage`
 #[utoipa::path(
     put, path = "/v2/react/{name}",
@@ -128,7 +120,7 @@ async fn put(
 ) -> Reply {
     manages(&request)?;
     let name = named(name)?;
-    let reaction: Reaction = body_of(request).await?;
+    let reaction: Reaction = json_of(request, "a reaction").await?;
     reaction.compile().map_err(|error| Refused::bad_request(error.to_string()))?;
     let store = Arc::clone(admin::fabric(&shared)?.store());
     let known = store.with_prefix(PREFIX);
@@ -183,7 +175,7 @@ async fn test(State(shared): State<Shared>, request: Request) -> Reply {
         event: Option<Map<String, Value>>,
     }
     manages(&request)?;
-    let Test { reaction, event } = body_of(request).await?;
+    let Test { reaction, event } = json_of(request, "a reaction and an event").await?;
     let react = Arc::clone(&shared.react);
     let tested = spawn_blocking(move || react.test(&reaction, event.as_ref())).await;
     let tested = tested.map_err(|error| {

@@ -4,18 +4,16 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use axum::body::Bytes;
-use axum::extract::rejection::{BytesRejection, PathRejection};
+use axum::Router;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
 use axum::http::StatusCode;
 use axum::routing::{delete, get};
-use axum::{RequestExt as _, Router};
-use k2i::http::{Refused, asker, chain, known_by};
+use k2i::http::{Refused, asker, chain, json_of, known_by};
 use k2i::token::{Kept, KeyHash, Revoked, TTL_DEFAULT, TTL_MAX, Token};
 use kumo_abi::TokenName;
 use kumo_abi::rights::{Rights, Role, Scope};
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio::task::spawn_blocking;
 use utoipa::OpenApi;
@@ -117,14 +115,6 @@ impl NewToken {
     }
 }
 
-/// What the body of a request says.
-async fn body_of<T: DeserializeOwned>(request: Request) -> Result<T, Refused> {
-    let body: Result<Bytes, BytesRejection> = request.extract().await;
-    let body = body.map_err(|error| Refused::bad_request(error.body_text()))?;
-    serde_json::from_slice(&body)
-        .map_err(|error| Refused::bad_request(format!("the body makes no sense: {error}")))
-}
-
 /// Makes a token; it is shown this once
 #[utoipa::path(
     post, path = "/v2/rights/tokens", request_body(content = Object),
@@ -133,7 +123,7 @@ async fn body_of<T: DeserializeOwned>(request: Request) -> Result<T, Refused> {
 async fn add(State(shared): State<Shared>, request: Request) -> Reply {
     manages(&request)?;
     let maker = asker(request.extensions());
-    let asked: NewToken = body_of(request).await?;
+    let asked: NewToken = json_of(request, "{\"name\":\"alice\"}").await?;
     let rights = asked.rights()?;
     if !maker.rights.include(rights) {
         let detail =
@@ -229,7 +219,7 @@ struct ToRevoke {
 async fn revoke(State(shared): State<Shared>, request: Request) -> Reply {
     manages(&request)?;
     let by = asker(request.extensions()).who.to_string();
-    let asked: ToRevoke = body_of(request).await?;
+    let asked: ToRevoke = json_of(request, "what this takes").await?;
     let (key, name) = match (asked.certificate, asked.key) {
         (Some(pem), None) => known_by(pem.as_bytes())
             .ok_or_else(|| Refused::bad_request("`certificate` is no certificate in PEM"))?,

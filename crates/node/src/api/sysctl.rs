@@ -5,14 +5,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::Bytes;
-use axum::extract::rejection::{BytesRejection, PathRejection};
+use axum::Router;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
 use axum::http::{Extensions, HeaderMap, Method, StatusCode, Uri, header};
 use axum::routing::{get, post, put};
-use axum::{RequestExt as _, Router};
 use k2i::http::sysctl::parse_name;
-use k2i::http::{Refused, Via, allow, asker, chain, parameters};
+use k2i::http::{
+    REQUEST_BODY_BYTES_MAX, Refused, Via, allow, asker, bytes_of, chain, json_of, parameters,
+};
 use kumo_abi::HostId;
 use kumo_abi::rights::{Asker, Scope as Right, Who};
 use kumo_abi::sysctl::{
@@ -108,11 +109,7 @@ fn who(request: &Extensions, through: Option<&HostId>) -> String {
 /// The body, and the header that means the same.
 pub(super) async fn read_body(request: Request, headers: &HeaderMap) -> Result<Asked, Refused> {
     let is_from_node = request.extensions().get::<Via>() == Some(&Via::Fabric);
-    let body: Result<Bytes, BytesRejection> = request.extract().await;
-    let body = body.map_err(|error| Refused::bad_request(error.body_text()))?;
-    let mut asked: Asked = serde_json::from_slice(&body).map_err(|error| {
-        Refused::bad_request(format!("the body is not {{\"value\":\"10\"}}: {error}"))
-    })?;
+    let mut asked: Asked = json_of(request, "{\"value\":\"10\"}").await?;
     if !is_from_node && (asked.id.is_some() || asked.through.is_some()) {
         return Err(Refused::bad_request("`id` and `through` are what nodes say to each other"));
     }
@@ -330,8 +327,7 @@ async fn end(
     let id = parse_id(&text)?;
     let is_from_node = request.extensions().get::<Via>() == Some(&Via::Fabric);
     let extensions = request.extensions().clone();
-    let body: Result<Bytes, BytesRejection> = request.extract().await;
-    let body = body.map_err(|error| Refused::bad_request(error.body_text()))?;
+    let body = bytes_of(request, REQUEST_BODY_BYTES_MAX).await?;
     let Through { through, why } = if is_from_node && !body.is_empty() {
         let read: Result<Through, _> = serde_json::from_slice(&body);
         read.map_err(|error| Refused::bad_request(error.to_string()))?

@@ -17,7 +17,7 @@ use rustix::time::{ClockId, clock_gettime};
 use super::check::{LateCall, Verdict, check};
 use super::client::Left;
 use super::faults::{self, Counts, Deed, Fault, Target};
-use super::ledger::{self, Entry, Late};
+use super::ledger::{self, Entry};
 use super::{BoxError, client, reach, server};
 use crate::cluster::{Cluster, Options as ClusterOptions};
 use crate::net::{DcPlan, Plan, Way};
