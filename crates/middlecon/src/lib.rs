@@ -51,6 +51,7 @@ pub use client::gather::{Enough, GROUP_MAX, Member, gather};
 pub use client::stream::Chunks;
 pub use client::tasks::{AsyncRequest, AsyncService, PULSE_BYTES_MAX};
 pub use client::threads::ping::{Answerer, Pong};
+pub use client::threads::stream::Pieces;
 pub use client::threads::{Request, Service};
 pub use context::Context;
 pub use error::{
@@ -63,6 +64,7 @@ pub use secure::OfCluster;
 pub use secure::{Refused, Secure, Setup};
 pub use server::stream::Outlet;
 pub use server::tasks::{AsyncBuilder, AsyncCall};
+pub use server::threads::stream::PieceSender;
 pub use server::threads::{Builder, Call};
 pub use server::{CONNECTIONS_MAX, Server};
 pub use watch::Watch;

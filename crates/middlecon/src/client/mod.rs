@@ -223,32 +223,78 @@ fn notice_wait_ns(link: &Link, deadline_ns: u64) -> u64 {
     }
 }
 
-/// Takes a frame of a call; the result if it decides one.
-fn hear(flight: &mut Flight, frame: Frame) -> Result<Option<Result<Bytes, CallError>>, Stop> {
-    let event = match frame.header.kind {
-        Kind::Received => Event::Received,
-        Kind::Reply if frame.header.flags & flags::STREAM != 0 => {
-            return Err(Stop::Passed("a stream that nobody asked for"));
+/// How a call ended.
+type Outcome = Result<Bytes, CallError>;
+
+/// What was heard of a call that was sent: its outcome, and before that a stream if it asked for one.
+#[derive(Clone, Copy, Debug, Default)]
+struct Hearing {
+    flight: Flight,
+    /// Whether the callee may send a stream, and whether it has begun to.
+    streams: bool,
+    begun: bool,
+}
+
+/// What a frame of a call says. The last of a stream may say both.
+#[derive(Debug, Default)]
+struct Heard {
+    chunk: Option<Bytes>,
+    over: Option<Outcome>,
+}
+
+impl Hearing {
+    fn of_stream() -> Hearing {
+        Hearing { streams: true, ..Hearing::default() }
+    }
+
+    /// Takes a frame of the call. What a callee may not say is an error.
+    fn hear(&mut self, frame: Frame) -> Result<Heard, Stop> {
+        let header = &frame.header;
+        let event = match header.kind {
+            Kind::Received => Event::Received,
+            Kind::Reply if header.flags & flags::STREAM != 0 => {
+                if !self.streams || self.begun {
+                    return Err(Stop::Passed("a stream that nobody asked for"));
+                }
+                self.begun = true;
+                // A handler that sends is one that runs.
+                Event::Received
+            }
+            Kind::Chunk if !self.begun => {
+                return Err(Stop::Passed("a chunk of a stream that has not begun"));
+            }
+            Kind::Chunk => {
+                let is_last = header.flags & flags::LAST != 0;
+                let over = is_last.then(|| self.flight.step(Event::Answer(Status::Done)));
+                let over = over.flatten().map(|_| Ok(Bytes::new()));
+                let chunk = (!frame.body.is_empty()).then_some(frame.body);
+                return Ok(Heard { chunk, over });
+            }
+            Kind::Reply => Event::Answer(Status::Done),
+            Kind::Error => match Status::from_number(header.code) {
+                Some(Status::Done) | None => return Err(Stop::Passed("an error without a status")),
+                Some(status) => Event::Answer(status),
+            },
+            _ => return Ok(Heard::default()),
+        };
+        let Some(status) = self.flight.step(event) else { return Ok(Heard::default()) };
+        if status == Status::Done {
+            return Ok(Heard { over: Some(Ok(frame.body)), chunk: None });
         }
-        Kind::Reply => Event::Answer(Status::Done),
-        Kind::Error => match Status::from_number(frame.header.code) {
-            Some(Status::Done) | None => return Err(Stop::Passed("an error without a status")),
-            Some(status) => Event::Answer(status),
-        },
-        _ => return Ok(None),
-    };
-    let Some(status) = flight.step(event) else { return Ok(None) };
-    if status == Status::Done {
-        return Ok(Some(Ok(frame.body)));
+        let extensions = frame.extensions()?;
+        let message = String::from_utf8_lossy(&frame.body).into_owned();
+        let mut error = CallError::from_status(status, message);
+        if let CallError::NotExecuted { path, retry_after_ms, .. } = &mut error {
+            path.extend(extensions.chain.hops());
+            *retry_after_ms = extensions.retry_after_ms;
+        }
+        Ok(Heard { over: Some(Err(error)), chunk: None })
     }
-    let extensions = frame.extensions()?;
-    let message = String::from_utf8_lossy(&frame.body).into_owned();
-    let mut error = CallError::from_status(status, message);
-    if let CallError::NotExecuted { path, retry_after_ms, .. } = &mut error {
-        path.extend(extensions.chain.hops());
-        *retry_after_ms = extensions.retry_after_ms;
-    }
-    Ok(Some(Err(error)))
+}
+
+/// Credit for pieces of a stream that were taken.
+fn credit(call: u64, taken: u32) -> Header {
+    Header { code: taken, ..Header::new(Kind::Credit, call) }
 }
 
 /// Whether a connection is of use after this result: its callee goes on taking calls.

@@ -9,17 +9,15 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use kumo_abi::call::{Cause, Method, Status};
-use kumo_abi::frame::{Header, Kind, STREAM_CREDIT, flags};
+use kumo_abi::frame::{STREAM_CREDIT, flags};
 use tokio::sync::mpsc;
 
-use super::tasks::{AsyncRequest, AsyncService, Flying, Outcome, Wake};
-use super::{ATTEMPTS_MAX, Prepared, cause_of, words};
+use super::tasks::{AsyncRequest, AsyncService, Flying, Wake};
+use super::{ATTEMPTS_MAX, Outcome, Prepared, cause_of, credit, words};
 use crate::error::CallError;
+use crate::rules::stream::Owed;
 use crate::rules::truth::{Event, may_retry};
 use crate::time::now_ns;
-
-/// Pieces that are taken before their credit is sent: few frames, and the callee never waits for the last.
-const CREDIT_AT_ONCE: u32 = STREAM_CREDIT / 2;
 
 /// How long to wait before a credit that found no room is sent again.
 const AGAIN: Duration = Duration::from_millis(1);
@@ -37,8 +35,7 @@ pub struct Chunks {
     flying: Flying,
     prepared: Prepared,
     pieces: mpsc::Receiver<Piece>,
-    /// Pieces that were taken, and for which the callee has no new credit yet.
-    owed: u32,
+    owed: Owed,
     begun: bool,
     /// What the callee replied in the place of a stream.
     reply: Option<Bytes>,
@@ -76,8 +73,14 @@ impl AsyncRequest<'_> {
             // Beside what may be sent ahead: that it begins, and that it ends.
             let (send, pieces) = mpsc::channel(STREAM_CREDIT as usize + 2);
             let flying = line.take_off(&seat, &prepared, Wake::Stream(send));
-            let mut chunks =
-                Chunks { flying, prepared, pieces, owed: 0, begun: false, reply: None };
+            let mut chunks = Chunks {
+                flying,
+                prepared,
+                pieces,
+                owed: Owed::default(),
+                begun: false,
+                reply: None,
+            };
             match chunks.begin(body).await {
                 Ok(()) => return Ok(chunks),
                 Err(error)
@@ -124,7 +127,7 @@ impl Chunks {
             match self.hear().await {
                 Piece::Begun => {}
                 Piece::Chunk(chunk) => {
-                    self.owed += 1;
+                    self.owed.take();
                     return Some(Ok(chunk));
                 }
                 Piece::End(said) => {
@@ -167,14 +170,11 @@ impl Chunks {
 
     /// Gives the callee credit for what was taken. False if there was no room for the frame.
     fn pay(&mut self) -> bool {
-        if self.owed < CREDIT_AT_ONCE {
-            return true;
-        }
-        let credit = Header { code: self.owed, ..Header::new(Kind::Credit, self.flying.id) };
+        let Some(taken) = self.owed.due() else { return true };
         let writer = &self.flying.line.wires.writer;
         let mut writer = writer.lock().unwrap_or_else(PoisonError::into_inner);
-        match writer.try_send(credit, &[], &[]) {
-            Ok(true) => self.owed = 0,
+        match writer.try_send(credit(self.flying.id, taken), &[], &[]) {
+            Ok(true) => self.owed.paid(),
             Ok(false) => return false,
             // The task that receives tells the end.
             Err(_) => {}
@@ -185,12 +185,14 @@ impl Chunks {
     /// Takes the call back, and says what became of it.
     fn stop(&mut self, cause: Cause, message: String) -> Outcome {
         let (mut flight, taken) = self.flying.give_up();
-        // An end that came in the last moment is the end.
+        // An end that came in the last moment is the end; a good one only if nothing is missing before it.
+        let mut is_whole = true;
         while let Ok(piece) = self.pieces.try_recv() {
             match piece {
-                Piece::End(said) => return said,
+                Piece::End(said) if is_whole || said.is_err() => return said,
+                Piece::End(_) => {}
                 Piece::Begun => self.begun = true,
-                Piece::Chunk(_) => {}
+                Piece::Chunk(_) => is_whole = false,
             }
         }
         if self.begun {

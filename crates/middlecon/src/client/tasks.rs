@@ -12,14 +12,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use kumo_abi::call::{CALLS_IN_FLIGHT_MAX, Cause, InstanceId, Method, ServiceName, Status};
 use kumo_abi::control::{FromNode, Granted, ToNode};
-use kumo_abi::frame::{Group, Header, Kind, flags};
+use kumo_abi::frame::{Group, Header, Kind};
 use kumo_abi::page::Notice;
 use tokio::sync::{mpsc, oneshot};
 
 use super::stream::Piece;
 use super::{
-    ATTEMPTS_MAX, How, NOTICE_WAIT_NS, Prepared, cause_of, check_grant, facts, hear, is_good_after,
-    node_began_anew, notice_wait_ns, resume, status, words,
+    ATTEMPTS_MAX, Hearing, How, NOTICE_WAIT_NS, Outcome, Prepared, cause_of, check_grant, facts,
+    is_good_after, node_began_anew, notice_wait_ns, resume, status, words,
 };
 use crate::carrier::tasks::{Inbox, join, send, send_noting};
 use crate::carrier::{Frame, Link, Stop, Writer};
@@ -41,8 +41,6 @@ pub const PULSE_BYTES_MAX: usize = kumo_abi::frame::BODY_BYTES_MAX;
 
 /// How long a pulse waits to be sent, at most.
 const PULSE_WAIT_MAX: Duration = Duration::from_secs(1);
-
-pub(super) type Outcome = Result<Bytes, CallError>;
 
 /// A service, to be called by tasks of a tokio runtime. Cheap to clone; clones share their connections.
 #[derive(Clone)]
@@ -330,10 +328,7 @@ struct State {
 
 /// A call that was sent, or soon will be.
 struct Pending {
-    flight: Flight,
-    /// Whether the callee may send a stream, and whether it has begun to.
-    streams: bool,
-    begun: bool,
+    hearing: Hearing,
     /// Nothing once nobody waits any more.
     wake: Option<Wake>,
 }
@@ -371,35 +366,23 @@ impl Seat {
 }
 
 impl Pending {
-    fn begin(&mut self) -> Result<Option<Outcome>, Stop> {
-        if !self.streams || self.begun {
-            return Err(Stop::Passed("a stream that nobody asked for"));
-        }
-        self.begun = true;
-        // A handler that sends is one that runs.
-        self.flight.step(Event::Received);
+    /// Takes a frame of the call, and passes on what is a part of a stream; the result if it decides one.
+    fn hear(&mut self, frame: Frame) -> Result<Option<Outcome>, Stop> {
+        let had_begun = self.hearing.begun;
+        let heard = self.hearing.hear(frame)?;
         if let Some(Wake::Stream(stream)) = &self.wake {
-            let _ = stream.try_send(Piece::Begun);
-        }
-        Ok(None)
-    }
-
-    fn chunk(&mut self, frame: Frame) -> Result<Option<Outcome>, Stop> {
-        if !self.begun {
-            return Err(Stop::Passed("a chunk of a stream that has not begun"));
-        }
-        let is_last = frame.header.flags & flags::LAST != 0;
-        if !frame.body.is_empty()
-            && let Some(Wake::Stream(stream)) = &self.wake
-        {
-            // One place is left for the end. Who reads may have gone in this moment.
-            if stream.capacity() <= 1 {
-                return Err(Stop::Passed("more of a stream than it may send"));
+            if self.hearing.begun && !had_begun {
+                let _ = stream.try_send(Piece::Begun);
             }
-            let _ = stream.try_send(Piece::Chunk(frame.body));
+            if let Some(chunk) = heard.chunk {
+                // One place is left for the end. Who reads may have gone in this moment.
+                if stream.capacity() <= 1 {
+                    return Err(Stop::Passed("more of a stream than it may send"));
+                }
+                let _ = stream.try_send(Piece::Chunk(chunk));
+            }
         }
-        let over = is_last.then(|| self.flight.step(Event::Answer(Status::Done)));
-        Ok(over.flatten().map(|_| Ok(Bytes::new())))
+        Ok(heard.over)
     }
 }
 
@@ -443,12 +426,7 @@ impl Wires {
         let id = frame.header.call;
         let mut state = self.state();
         let Some(pending) = state.pending.get_mut(&id) else { return Ok(()) };
-        let result = match frame.header.kind {
-            Kind::Reply if frame.header.flags & flags::STREAM != 0 => pending.begin()?,
-            Kind::Chunk => pending.chunk(frame)?,
-            _ => hear(&mut pending.flight, frame)?,
-        };
-        let Some(result) = result else { return Ok(()) };
+        let Some(result) = pending.hear(frame)? else { return Ok(()) };
         let pending = Wires::over(&mut state, id);
         drop(state);
         if !is_good_after(&result) {
@@ -488,7 +466,7 @@ impl Wires {
         };
         for (id, mut pending) in pending {
             let taken = self.link.take_back(id);
-            let status = pending.flight.step(Event::Stop(cause, taken));
+            let status = pending.hearing.flight.step(Event::Stop(cause, taken));
             let status = status.unwrap_or(Status::Unknown(cause));
             if let Some(wake) = pending.wake {
                 wake.end(Err(CallError::from_status(status, words(&stop))));
@@ -599,9 +577,11 @@ impl Line {
         prepared: &Prepared,
         wake: Wake,
     ) -> Flying {
-        let streams = matches!(wake, Wake::Stream(_));
-        let wake = Some(wake);
-        let pending = Pending { flight: Flight::default(), streams, begun: false, wake };
+        let hearing = match wake {
+            Wake::Reply(_) => Hearing::default(),
+            Wake::Stream(_) => Hearing::of_stream(),
+        };
+        let pending = Pending { hearing, wake: Some(wake) };
         self.wires.state().pending.insert(seat.id, pending);
         let (start_ns, place) = (now_ns(), self.places[seat.index()]);
         let shown = prepared.in_flight(seat.id, self.wires.granted.connection, start_ns);
@@ -704,7 +684,7 @@ impl Flying {
         let mut flight = Flight::default();
         if let Some(pending) = wires.state().pending.get_mut(&self.id) {
             pending.wake = None;
-            flight = pending.flight;
+            flight = pending.hearing.flight;
         }
         if wires.granted.concurrent <= 1 {
             // A thread serves it, and sees that we are gone by the end of the connection.

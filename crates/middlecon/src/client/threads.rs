@@ -5,6 +5,7 @@
 //! waits for any more, ends its connection: its callee learns by that, at once, that it need not go on.
 
 pub(crate) mod ping;
+pub(crate) mod stream;
 
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,15 +17,15 @@ use kumo_abi::control::{FromNode, Granted, ToNode};
 use kumo_abi::frame::{Header, Kind};
 
 use super::{
-    ATTEMPTS_MAX, How, NOTICE_WAIT_NS, Prepared, cause_of, check_grant, facts, hear, is_good_after,
-    node_began_anew, notice_wait_ns, resume, status, words,
+    ATTEMPTS_MAX, Heard, Hearing, How, NOTICE_WAIT_NS, Outcome, Prepared, cause_of, check_grant,
+    facts, is_good_after, node_began_anew, notice_wait_ns, resume, status, words,
 };
 use crate::carrier::{Link, Reader, Stop, Writer, join};
 use crate::context::random;
 use crate::error::CallError;
 use crate::node::{Answer, Held, Node, why_it_ended};
 use crate::program::Names;
-use crate::rules::truth::{Event, Flight, Taken, may_retry};
+use crate::rules::truth::{Event, Taken, may_retry};
 use crate::secure::Other;
 use crate::time::now_ns;
 
@@ -124,23 +125,13 @@ impl Request<'_> {
         let mut prepared = Prepared::new(node, &service.shared.names, method, how, body.len())?;
         prepared.thread = thread_id();
         for attempt in 1.. {
-            // Where all old ones had ended, the last attempt is not made on one more of them.
-            let mut connection = match attempt {
-                ATTEMPTS_MAX => service.open(&prepared)?,
-                _ => service.connection(&prepared)?,
-            };
+            let mut connection = service.attempt(attempt, &prepared)?;
             let used_before = connection.used;
             // An idle connection is found in no time; what else there is to do may take some.
             let at_once = attempt == 1 && used_before;
             let start_ns = if at_once { prepared.began_ns } else { now_ns() };
             let result = connection.call(&prepared, body, start_ns);
-            connection.used = true;
-            if connection.good {
-                let mut idle = service.pool();
-                if idle.len() < IDLE_MAX {
-                    idle.push(connection);
-                }
-            }
+            service.put_back(connection);
             if attempt == ATTEMPTS_MAX || !may_retry(status(&result), used_before) {
                 return result;
             }
@@ -150,6 +141,15 @@ impl Request<'_> {
 }
 
 impl Service {
+    /// A connection for an attempt of a call. Where all old ones had ended, the last attempt is not made on one
+    /// more of them.
+    fn attempt(&self, attempt: usize, prepared: &Prepared) -> Result<Box<Connection>, CallError> {
+        match attempt {
+            ATTEMPTS_MAX => self.open(prepared),
+            _ => self.connection(prepared),
+        }
+    }
+
     /// An idle connection that nobody has said has ended, or a new one.
     fn connection(&self, prepared: &Prepared) -> Result<Box<Connection>, CallError> {
         // A grant is for who asked for it: a handler's calls go out as its service, others as the user.
@@ -163,6 +163,17 @@ impl Service {
             let Some(mut idle) = idle else { return self.open(prepared) };
             if self.node.shared.notices.notice(idle.held.id).is_none() && idle.is_still_good() {
                 return Ok(idle);
+            }
+        }
+    }
+
+    /// A connection whose call is over: for the next one, if it is of use.
+    fn put_back(&self, mut connection: Box<Connection>) {
+        connection.used = true;
+        if connection.good {
+            let mut idle = self.pool();
+            if idle.len() < IDLE_MAX {
+                idle.push(connection);
             }
         }
     }
@@ -289,50 +300,72 @@ impl Connection {
         body: &[u8],
         start_ns: u64,
     ) -> Result<Bytes, CallError> {
-        let id = self.next_id;
-        self.next_id = id.wrapping_add(1).max(1);
-        check_grant(&self.granted, &self.service, prepared)?;
-        let header = prepared.header(&self.granted, id, start_ns);
-        let program = &self.held.shared.program;
-        program.show(self.place, &prepared.in_flight(id, self.granted.connection, start_ns));
+        let header = self.take_off(prepared, start_ns)?;
         let result = self.exchange(prepared, header, body);
-        self.held.shared.program.clear(self.place);
-        prepared.show(&self.held.shared, id, start_ns, &result);
-        self.good &= is_good_after(&result);
+        self.land(prepared, header.call, start_ns, &result);
         result
     }
 
+    /// The header of a call that is in flight from now on, and soon sent.
+    fn take_off(&mut self, prepared: &Prepared, start_ns: u64) -> Result<Header, CallError> {
+        let id = self.next_id;
+        self.next_id = id.wrapping_add(1).max(1);
+        check_grant(&self.granted, &self.service, prepared)?;
+        let program = &self.held.shared.program;
+        program.show(self.place, &prepared.in_flight(id, self.granted.connection, start_ns));
+        Ok(prepared.header(&self.granted, id, start_ns))
+    }
+
+    /// A call is over.
+    fn land(&mut self, prepared: &Prepared, id: u64, start_ns: u64, result: &Outcome) {
+        self.held.shared.program.clear(self.place);
+        prepared.show(&self.held.shared, id, start_ns, result);
+        self.good &= is_good_after(result);
+    }
+
     /// Sends the call and hears how it ended.
-    fn exchange(
-        &mut self,
-        prepared: &Prepared,
-        header: Header,
-        body: &[u8],
-    ) -> Result<Bytes, CallError> {
-        let mut flight = Flight::default();
-        let sent = self.writer.send(header, &prepared.ext, body, prepared.deadline_ns);
-        let mut stop = match sent {
-            // What the callee's side said before it ended is read first: perhaps that it does not believe us.
-            Err(Stop::Ended) if self.link.is_remote() => None,
-            sent => sent.err(),
-        };
+    fn exchange(&mut self, prepared: &Prepared, header: Header, body: &[u8]) -> Outcome {
+        let mut hearing = Hearing::default();
+        let mut stop = self.send(prepared, header, body).err();
         while stop.is_none() {
-            let next = self.reader.next(prepared.context.upstream(), prepared.deadline_ns);
-            match next {
-                // Others are late answers of calls that nobody waits for any more.
-                Ok(frame) if frame.header.call != header.call => {
-                    self.good &= frame.header.kind != Kind::Goaway;
-                }
-                Ok(frame) => match hear(&mut flight, frame) {
-                    Ok(None) => {}
-                    Ok(Some(result)) => return result,
-                    Err(error) => stop = Some(error),
-                },
+            match self.hear(prepared, header.call, &mut hearing) {
+                Ok(Heard { over: Some(result), .. }) => return result,
+                Ok(_) => {}
                 Err(error) => stop = Some(error),
             }
         }
-        self.good = false;
         let stop = stop.unwrap_or(Stop::Ended);
+        self.give_up(prepared, header.call, &mut hearing, &stop)
+    }
+
+    fn send(&mut self, prepared: &Prepared, header: Header, body: &[u8]) -> Result<(), Stop> {
+        match self.writer.send(header, &prepared.ext, body, prepared.deadline_ns) {
+            // What the callee's side said before it ended is read first: perhaps that it does not believe us.
+            Err(Stop::Ended) if self.link.is_remote() => Ok(()),
+            sent => sent,
+        }
+    }
+
+    /// Waits for the next frame, and hears what it says of this call.
+    fn hear(&mut self, prepared: &Prepared, id: u64, hearing: &mut Hearing) -> Result<Heard, Stop> {
+        let frame = self.reader.next(prepared.context.upstream(), prepared.deadline_ns)?;
+        if frame.header.call == id {
+            return hearing.hear(frame);
+        }
+        // Others are late answers of calls that nobody waits for any more.
+        self.good &= frame.header.kind != Kind::Goaway;
+        Ok(Heard::default())
+    }
+
+    /// Nobody waits for a call any more: takes it back, ends the connection, and says what became of it.
+    fn give_up(
+        &mut self,
+        prepared: &Prepared,
+        id: u64,
+        hearing: &mut Hearing,
+        stop: &Stop,
+    ) -> Outcome {
+        self.good = false;
         // Across hosts the notice is what tells whether it was taken; here it only tells the cause.
         let cause = match stop {
             Stop::Ended => {
@@ -340,22 +373,30 @@ impl Connection {
                 let notice = why_it_ended(&self.held.shared, self.held.id, wait_ns);
                 notice.map_or(Cause::Lost, |notice| notice.cause)
             }
-            ref other => cause_of(other),
+            other => cause_of(other),
         };
-        let taken = self.link.take_back(header.call);
-        // What came while we took it back counts, too: a reply that was written is a reply.
+        let taken = self.link.take_back(id);
+        // What came while we took it back counts, too: a reply that was written is a reply. A stream that
+        // nobody reads any more has a good end only if nothing is missing before that.
+        let mut is_whole = true;
         if taken != Taken::No && matches!(stop, Stop::Ended | Stop::Deadline) {
             while let Ok(Some(frame)) = self.reader.try_next() {
-                if frame.header.call == header.call
-                    && let Ok(Some(result)) = hear(&mut flight, frame)
-                {
-                    return result;
+                if frame.header.call != id {
+                    continue;
+                }
+                let Ok(heard) = hearing.hear(frame) else { break };
+                is_whole &= heard.chunk.is_none();
+                match heard.over {
+                    Some(Ok(_)) if !is_whole => break,
+                    Some(result) => return result,
+                    None => {}
                 }
             }
         }
         self.link.end();
+        let flight = &mut hearing.flight;
         let status = flight.step(Event::Stop(cause, taken)).unwrap_or(Status::Unknown(cause));
-        Err(CallError::from_status(status, words(&stop)))
+        Err(CallError::from_status(status, words(stop)))
     }
 }
 

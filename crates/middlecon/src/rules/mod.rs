@@ -4,4 +4,5 @@ pub mod bell;
 pub mod pulse;
 pub mod slots;
 pub mod spin;
+pub mod stream;
 pub mod truth;

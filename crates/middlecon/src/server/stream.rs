@@ -10,16 +10,45 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
-use kumo_abi::call::{Cause, Method};
-use kumo_abi::frame::{BODY_BYTES_MAX, Header, Kind, STREAM_CREDIT, flags};
+use kumo_abi::call::{Cause, Method, Status};
+use kumo_abi::frame::{Header, Kind, STREAM_CREDIT, flags};
 use tokio::sync::Semaphore;
 
-use super::SLOW_NS_MAX;
 use super::tasks::{AsyncBuilder, AsyncCall, Conversation};
+use super::{SLOW_NS_MAX, answer};
 use crate::carrier::Stop;
 use crate::carrier::tasks::send;
 use crate::error::{CODE_NESTED, CODE_STREAMS, Failure};
-use crate::time::now_ns;
+use crate::rules::stream::{chunks, is_owed};
+use crate::time::NEVER_NS;
+
+/// What is said of a caller that says it has taken more than it was sent.
+pub(super) const TOO_MUCH_CREDIT: &str = "credit for more chunks than it was sent";
+
+/// Says that a stream follows.
+pub(super) fn begins(call: u64) -> Header {
+    Header { flags: flags::STREAM, ..Header::new(Kind::Reply, call) }
+}
+
+/// How a call of which a stream was begun, or not, is told to be over.
+pub(super) fn ends(call: u64, status: Status, begun: bool) -> Header {
+    if begun && status == Status::Done {
+        Header { flags: flags::LAST, ..Header::new(Kind::Chunk, call) }
+    } else {
+        answer(call, status)
+    }
+}
+
+/// How long the end of a call may wait for room. That of a stream as long as the call: pieces that a caller
+/// which reads with a thread has not taken yet are in its way.
+pub(super) fn end_within_ns(begun: bool, deadline_ns: u64, now_ns: u64) -> u64 {
+    if begun { deadline_ns.saturating_sub(now_ns).max(SLOW_NS_MAX) } else { SLOW_NS_MAX }
+}
+
+/// What is said to who calls for one reply what answers with a stream.
+pub(super) fn not_one_reply() -> Failure {
+    Failure::new(CODE_STREAMS, "it answers with a stream, and was called for one reply")
+}
 
 /// What the handler of a stream and the task that receives share.
 #[derive(Clone, Debug)]
@@ -28,21 +57,23 @@ pub(super) struct Credit {
     chunks: Arc<Semaphore>,
     /// Whether the caller was told that a stream follows.
     begun: Arc<AtomicBool>,
+    /// Until when the call may last.
+    pub(super) deadline_ns: u64,
 }
 
 impl Credit {
-    pub(super) fn new() -> Credit {
+    pub(super) fn new(deadline_ns: u64) -> Credit {
         let chunks = Arc::new(Semaphore::new(STREAM_CREDIT as usize));
-        Credit { chunks, begun: Arc::default() }
+        Credit { chunks, begun: Arc::default(), deadline_ns }
     }
 
-    /// The caller has taken so many chunks. It cannot have taken more than it was sent.
+    /// The caller has taken so many chunks.
     pub(super) fn add(&self, taken: u32) -> Result<(), Stop> {
-        let taken = taken as usize;
-        if taken > (STREAM_CREDIT as usize).saturating_sub(self.chunks.available_permits()) {
-            return Err(Stop::Passed("credit for more chunks than it was sent"));
+        // There never are more than were given first.
+        if !is_owed(self.chunks.available_permits() as u32, taken) {
+            return Err(Stop::Passed(TOO_MUCH_CREDIT));
         }
-        self.chunks.add_permits(taken);
+        self.chunks.add_permits(taken as usize);
         Ok(())
     }
 
@@ -78,7 +109,7 @@ impl Outlet {
     /// Nobody hears it any more: the connection or the call is over. For the handler to pass on.
     pub async fn send(&mut self, piece: impl Into<Bytes>) -> Result<(), Failure> {
         let piece: Bytes = piece.into();
-        for chunk in piece.chunks(BODY_BYTES_MAX) {
+        for chunk in chunks(&piece) {
             let credit = self.credit.chunks.acquire().await.map_err(|_| gone())?;
             credit.forget();
             self.put(Header::new(Kind::Chunk, self.call), chunk).await?;
@@ -89,14 +120,14 @@ impl Outlet {
     /// Says that a stream follows.
     async fn begin(&self) -> Result<(), Failure> {
         self.credit.begun.store(true, Ordering::Release);
-        let header = Header { flags: flags::STREAM, ..Header::new(Kind::Reply, self.call) };
-        self.put(header, &[]).await
+        self.put(begins(self.call), &[]).await
     }
 
     async fn put(&self, header: Header, body: &[u8]) -> Result<(), Failure> {
         let alive = self.conversation.alive();
-        // Its reader has credit, so only a caller that reads nothing at all makes us wait here.
-        let sent = send(&alive.writer, header, &[], body, now_ns() + SLOW_NS_MAX).await;
+        // A caller that reads with a thread leaves pieces where they are until it takes them, and large ones fill
+        // that. At its deadline, and when the connection ends, the handler is dropped.
+        let sent = send(&alive.writer, header, &[], body, NEVER_NS).await;
         sent.map_err(|_| {
             alive.link.end();
             gone()
@@ -104,11 +135,9 @@ impl Outlet {
     }
 }
 
-fn gone() -> Failure {
-    Failure::new(
-        CODE_NESTED,
-        format!("{}: the caller no longer takes the stream", Cause::Cancelled),
-    )
+pub(super) fn gone() -> Failure {
+    let words = format!("{}: the caller no longer takes the stream", Cause::Cancelled);
+    Failure::new(CODE_NESTED, words)
 }
 
 impl AsyncBuilder {
@@ -131,8 +160,7 @@ impl AsyncBuilder {
             Arc::new(move |call, outlet| {
                 let handler = handler.clone();
                 Box::pin(async move {
-                    let words = "it answers with a stream, and was called for one reply";
-                    let outlet = outlet.ok_or_else(|| Failure::new(CODE_STREAMS, words))?;
+                    let outlet = outlet.ok_or_else(not_one_reply)?;
                     outlet.begin().await?;
                     handler(call, outlet).await?;
                     Ok(Bytes::new())

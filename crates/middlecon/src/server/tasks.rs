@@ -22,7 +22,7 @@ use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 
-use super::stream::{Credit, Outlet};
+use super::stream::{Credit, Outlet, end_within_ns, ends};
 use super::{
     Alive, Core, Methods, No, Options, RETRY_AFTER_MS, SERVE_NS_MAX, SLOW_NS_MAX, Server, answer,
     no, outcome,
@@ -316,7 +316,8 @@ impl Conversation {
         }
         self.alive.busy.store(true, Ordering::SeqCst);
         let is_stream = frame.header.flags & flags::STREAM != 0;
-        let credit = is_stream.then(Credit::new);
+        let deadline_ns = now_ns().saturating_add(frame.header.budget_ns);
+        let credit = is_stream.then(|| Credit::new(deadline_ns));
         let (conversation, handlers) = (self.clone(), credit.clone());
         // It cannot be over before it is noted: it takes this lock.
         let task = tokio::spawn(async move {
@@ -372,13 +373,9 @@ impl Conversation {
     /// Answers a call, unless it was cancelled: then somebody else has.
     async fn end(&self, id: u64, said: Result<(Status, Bytes), No>) {
         let Some(was) = self.leave(id) else { return };
-        let begun = was.credit.is_some_and(|credit| credit.end());
+        let begun = was.credit.as_ref().is_some_and(Credit::end);
         let (header, ext, body) = match said {
-            Ok((Status::Done, _)) if begun => {
-                let last = Header { flags: flags::LAST, ..Header::new(Kind::Chunk, id) };
-                (last, Vec::new(), Bytes::new())
-            }
-            Ok((status, body)) => (answer(id, status), Vec::new(), body),
+            Ok((status, body)) => (ends(id, status, begun), Vec::new(), body),
             Err(no) => match no.frame(id) {
                 Ok((header, ext)) => {
                     (header, ext, Bytes::copy_from_slice(message_within(&no.message).as_bytes()))
@@ -391,7 +388,8 @@ impl Conversation {
             self.alive.send_away();
         }
         // A caller that does not read its answers does not hold a task for long.
-        let deadline_ns = now_ns() + SLOW_NS_MAX;
+        let (now_ns, until_ns) = (now_ns(), was.credit.map_or(0, |credit| credit.deadline_ns));
+        let deadline_ns = now_ns + end_within_ns(begun, until_ns, now_ns);
         if send(&self.alive.writer, header, &ext, &body, deadline_ns).await.is_err() {
             self.link().end();
         }

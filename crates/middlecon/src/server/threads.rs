@@ -1,5 +1,7 @@
 //! Serving with a thread for each connection, without a runtime.
 
+pub(crate) mod stream;
+
 use std::any::Any;
 use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -10,8 +12,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use kumo_abi::call::{Cause, Method, MethodPattern, Peer, Reentrancy, ServiceName, Status};
 use kumo_abi::control::{Incoming, Serving};
-use kumo_abi::frame::{Extensions, Header, Kind, check_method, message_within};
+use kumo_abi::frame::{Extensions, Header, Kind, check_method, flags, message_within};
 
+use self::stream::{Heard, PieceSender};
+use super::stream::{end_within_ns, ends};
 use super::{
     Alive, Core, Methods, No, Options, RETRY_AFTER_MS, SERVE_NS_MAX, SLOW_NS_MAX, Server, answer,
     no, outcome,
@@ -45,7 +49,9 @@ impl Call<'_> {
     }
 }
 
-type Handler = dyn Fn(&mut Call<'_>) -> Result<Bytes, Failure> + Send + Sync;
+/// With an outlet if the caller takes a stream.
+type Handler =
+    dyn Fn(&mut Call<'_>, Option<&mut PieceSender<'_>>) -> Result<Bytes, Failure> + Send + Sync;
 type NewSession = dyn Fn(&Peer) -> Box<dyn Any + Send> + Send + Sync;
 
 /// A server that is being put together.
@@ -99,7 +105,7 @@ impl Builder {
         method: &Method,
         handler: impl Fn(&mut Call<'_>) -> Result<Bytes, Failure> + Send + Sync + 'static,
     ) -> Builder {
-        self.methods.add(method, Arc::new(handler));
+        self.methods.add(method, Arc::new(move |call, _| handler(call)));
         self
     }
 
@@ -108,7 +114,7 @@ impl Builder {
         mut self,
         handler: impl Fn(&mut Call<'_>) -> Result<Bytes, Failure> + Send + Sync + 'static,
     ) -> Builder {
-        self.methods.any = Some(Arc::new(handler));
+        self.methods.any = Some(Arc::new(move |call, _| handler(call)));
         self
     }
 
@@ -226,10 +232,10 @@ impl Conversation<'_> {
             // Either whoever drains sees that we are busy, or we see that they drain.
             self.alive.busy.store(true, Ordering::SeqCst);
             let answered = match frame.header.kind {
-                Kind::Call => self.call(frame),
+                Kind::Call => self.call(frame, reader),
                 Kind::Pulse => self.pulse(frame),
-                // A cancel of a call that is over already: a connection is in one call at a time.
-                Kind::Cancel | Kind::Hello | Kind::Pong => Ok(()),
+                // Of a call that is over already: a connection is in one call at a time.
+                Kind::Cancel | Kind::Credit | Kind::Hello | Kind::Pong => Ok(()),
                 Kind::Ping => self.send(Header::new(Kind::Pong, frame.header.call), &[], &[]),
                 _ => Err(Stop::Passed("a frame that only callees send")),
             };
@@ -243,27 +249,71 @@ impl Conversation<'_> {
     }
 
     fn send(&mut self, header: Header, ext: &[u8], body: &[u8]) -> Result<(), Stop> {
+        // A caller that does not read its answers does not hold a thread for long.
+        self.send_within(header, ext, body, SLOW_NS_MAX)
+    }
+
+    fn send_within(
+        &mut self,
+        header: Header,
+        ext: &[u8],
+        body: &[u8],
+        within_ns: u64,
+    ) -> Result<(), Stop> {
         if self.core.draining.load(Ordering::SeqCst) {
             self.alive.send_away();
         }
-        // A caller that does not read its answers does not hold a thread for long.
         let mut writer = self.alive.writer.lock().unwrap_or_else(PoisonError::into_inner);
-        writer.send_within(header, ext, body, SLOW_NS_MAX)
+        writer.send_within(header, ext, body, within_ns)
     }
 
-    fn call(&mut self, frame: Frame) -> Result<(), Stop> {
+    fn call(&mut self, frame: Frame, reader: &mut Reader) -> Result<(), Stop> {
         let came_ns = now_ns();
         let Frame { header, ext, body } = frame;
         let deadline_ns = came_ns.saturating_add(header.budget_ns);
         let extensions = Extensions::decode(&ext)?;
         let method = check_method(&header, &extensions)?;
-        match self.run(&header, body, &extensions, method, (came_ns, deadline_ns)) {
-            Ok((status, body)) => self.send(answer(header.call, status), &[], &body),
+        let times = (came_ns, deadline_ns);
+        let said = if header.flags & flags::STREAM == 0 {
+            self.run(&header, body, &extensions, method, times, None)
+        } else {
+            let alive = self.alive.clone();
+            let mut outlet = PieceSender::new(reader, &alive, header.call, deadline_ns);
+            let said = self.run(&header, body, &extensions, method, times, Some(&mut outlet));
+            return self.end_stream(header.call, said, outlet.end(), deadline_ns);
+        };
+        self.answer(header.call, said)
+    }
+
+    fn answer(&mut self, call: u64, said: Result<(Status, Bytes), No>) -> Result<(), Stop> {
+        match said {
+            Ok((status, body)) => self.send(answer(call, status), &[], &body),
             Err(no) => {
-                let (header, ext) = no.frame(header.call)?;
+                let (header, ext) = no.frame(call)?;
                 self.send(header, &ext, message_within(&no.message).as_bytes())
             }
         }
+    }
+
+    /// Answers a call whose caller takes a stream, and does what was left undone meanwhile.
+    fn end_stream(
+        &mut self,
+        call: u64,
+        said: Result<(Status, Bytes), No>,
+        mut heard: Heard,
+        deadline_ns: u64,
+    ) -> Result<(), Stop> {
+        let answered = match (heard.stop.take(), said) {
+            (Some(stop), _) => Err(stop),
+            (None, Ok((status, body))) if heard.begun => {
+                let within_ns = end_within_ns(true, deadline_ns, now_ns());
+                self.send_within(ends(call, status, true), &[], &body, within_ns)
+            }
+            (None, said) => self.answer(call, said),
+        };
+        // Also when its sender has gone, like any pulse.
+        heard.pulses().try_for_each(|pulse| self.pulse(pulse))?;
+        answered
     }
 
     /// Runs a call, or says why not. `times` are when it came, and its deadline.
@@ -274,6 +324,7 @@ impl Conversation<'_> {
         extensions: &Extensions<'_>,
         method: &str,
         times: (u64, u64),
+        mut outlet: Option<&mut PieceSender<'_>>,
     ) -> Result<(Status, Bytes), No> {
         let (core, (came_ns, deadline_ns)) = (self.core, times);
         let (handler, lent) =
@@ -306,9 +357,14 @@ impl Conversation<'_> {
             context: &context,
             session: self.session.as_deref_mut(),
         };
-        let ran = context.enter(|| catch_unwind(AssertUnwindSafe(|| handler(&mut call))));
+        let handle = || handler(&mut call, outlet.as_deref_mut());
+        let ran = context.enter(|| catch_unwind(AssertUnwindSafe(handle)));
         drop(pass);
-        let (status, body) = outcome(ran);
+        let (mut status, mut body) = outcome(ran);
+        if let Some(cause) = outlet.and_then(|outlet| outlet.cut_off()) {
+            // Whatever the handler made of it: its stream lacks what it could not send.
+            (status, body) = (Status::Unknown(cause), Bytes::new());
+        }
         core.show(header, method, start_ns, status);
         Ok((status, body))
     }
@@ -320,7 +376,7 @@ impl Conversation<'_> {
         let method = check_method(&header, &extensions)?;
         let header = Header { call: random(), ..header };
         let times = (now_ns(), NEVER_NS);
-        while let Err(no) = self.run(&header, body.clone(), &extensions, method, times) {
+        while let Err(no) = self.run(&header, body.clone(), &extensions, method, times, None) {
             // Nobody says it again, so it waits for a place; later ones wait behind it, where they came.
             if no.cause != Cause::Busy {
                 tracing::debug!(cause = %no.cause, method, "a pulse was dropped");
