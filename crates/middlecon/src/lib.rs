@@ -19,9 +19,28 @@
 //! # }
 //! ```
 //!
+//! A reply may come in pieces while its handler runs; the handler waits where its reader is slow:
+//!
+//! ```no_run
+//! # use middlecon::Node;
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let node = Node::connect("/run/kumo".as_ref())?;
+//! let server = node
+//!     .serve(&"numbers".parse()?)
+//!     .stream(&"count".parse()?, |_, out| {
+//!         (0..1_000).try_for_each(|n: u32| out.send(n.to_string().as_bytes()))
+//!     })
+//!     .start()?;
+//! for piece in node.service(&"numbers".parse()?).stream(&"count".parse()?, b"")? {
+//!     println!("{}", String::from_utf8_lossy(&piece?));
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! | module | one idea |
 //! |---|---|
-//! | `rules/` | outcomes, slots, spinning, pulses: pure |
+//! | `rules/` | outcomes, slots, spinning, pulses, credit: pure |
 //! | `carrier/` | frames between two programs |
 //! | `node` | the connection to the node, kept by one thread |
 //! | `client`, `server` | by threads that block, the fast path; and by tasks |

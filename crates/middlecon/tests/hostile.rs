@@ -126,8 +126,12 @@ impl Line {
 
     /// Whether the other side has ended the connection.
     fn is_ended(&self) -> bool {
+        self.is_ended_within(5)
+    }
+
+    fn is_ended_within(&self, tv_sec: i64) -> bool {
         let mut fds = [PollFd::new(&self.socket, PollFlags::RDHUP)];
-        poll(&mut fds, Some(&Timespec { tv_sec: 5, tv_nsec: 0 })).unwrap() > 0
+        poll(&mut fds, Some(&Timespec { tv_sec, tv_nsec: 0 })).unwrap() > 0
     }
 }
 
@@ -560,4 +564,69 @@ fn a_call_that_would_wait_for_itself_is_not_even_sent() {
         assert_eq!(path, ["self", "self"]);
         assert_eq!(page.load(WRITTEN_AT, Ordering::Acquire), written, "nothing was sent");
     });
+}
+
+#[test]
+fn a_thread_that_sends_a_stream_hears_what_its_caller_says_meanwhile() {
+    let node = TestNode::start();
+    let here = Node::connect(node.run_dir()).unwrap();
+    let (pulsed, pulses) = std::sync::mpsc::channel();
+    let _server = here
+        .serve(&service("stream"))
+        .stream(&method("echo"), |_, out| {
+            loop {
+                out.send(b"12345678")?;
+            }
+        })
+        .method(&method("pulse"), move |call| {
+            pulsed.send(call.body.clone()).unwrap();
+            Ok(call.body.clone())
+        })
+        .start()
+        .unwrap();
+    let hostile = Hostile::connect(&node);
+    for case in ["too much credit", "a second call", "another's frame", "pulses, and its end"] {
+        let (granted, socket) = hostile.open("stream", 1);
+        let line = Line::new(socket);
+        let (call, ext) = call_frame(&granted);
+        let call = Header { flags: flags::STREAM, ..call };
+        let mut bytes = Vec::new();
+        let mut put = |header: Header, ext: &[u8]| {
+            bytes.extend_from_slice(&header.encode_summed());
+            bytes.extend_from_slice(ext);
+            bytes.resize(bytes.len().next_multiple_of(8), 0);
+        };
+        put(call, &ext);
+        let credit = |code| Header { code, ..Header::new(Kind::Credit, call.call) };
+        // That of another call says nothing here.
+        put(Header { call: call.call + 1, ..credit(1_000) }, &[]);
+        match case {
+            "too much credit" => put(credit(STREAM_CREDIT + 1), &[]),
+            "a second call" => put(Header { call: call.call + 1, ..call }, &ext),
+            "another's frame" => put(Header::new(Kind::Reply, call.call), &[]),
+            _ => {
+                let mut ext = Vec::new();
+                let name = Some("pulse");
+                let extensions = Extensions { method: name, ..Extensions::default() };
+                extensions.encode(&mut ext).unwrap();
+                let pulse = Header {
+                    code: method("pulse").number(),
+                    len_bytes: ext.len() as u32,
+                    ext_len_bytes: ext.len() as u16,
+                    flags: 0,
+                    ..Header { kind: Kind::Pulse, ..call }
+                };
+                put(pulse, &ext);
+                put(pulse, &ext);
+                put(Header::new(Kind::Cancel, call.call), &[]);
+            }
+        }
+        line.write(&bytes, bytes.len() as u64);
+        if case == "pulses, and its end" {
+            assert_eq!(pulses.recv_timeout(Duration::from_secs(10)).unwrap(), "");
+            assert!(!line.is_ended_within(0), "who cancels a call may make another");
+        } else {
+            assert!(line.is_ended(), "{case}");
+        }
+    }
 }

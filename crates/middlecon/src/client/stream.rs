@@ -1,4 +1,4 @@
-//! Replies in pieces, as a task reads them.
+//! Replies in pieces, as a task reads them. For threads see `threads::stream`.
 //!
 //! The callee sends ahead as far as its credit goes; each piece that is taken gives it more. A piece is only
 //! ever followed by more pieces or by one end, and an end that nobody told is never taken for a good one.

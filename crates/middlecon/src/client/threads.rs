@@ -88,7 +88,7 @@ impl Service {
 }
 
 /// A call that is being put together.
-#[must_use = "nothing is called before `call`"]
+#[must_use = "nothing is called before `call` or `stream`"]
 #[derive(Clone)]
 pub struct Request<'a> {
     service: &'a Service,

@@ -20,7 +20,6 @@ use crate::carrier::Stop;
 use crate::carrier::tasks::send;
 use crate::error::{CODE_NESTED, CODE_STREAMS, Failure};
 use crate::rules::stream::{chunks, is_owed};
-use crate::time::NEVER_NS;
 
 /// What is said of a caller that says it has taken more than it was sent.
 pub(super) const TOO_MUCH_CREDIT: &str = "credit for more chunks than it was sent";
@@ -126,10 +125,13 @@ impl Outlet {
     async fn put(&self, header: Header, body: &[u8]) -> Result<(), Failure> {
         let alive = self.conversation.alive();
         // A caller that reads with a thread leaves pieces where they are until it takes them, and large ones fill
-        // that. At its deadline, and when the connection ends, the handler is dropped.
-        let sent = send(&alive.writer, header, &[], body, NEVER_NS).await;
-        sent.map_err(|_| {
-            alive.link.end();
+        // that. The handler is dropped at its deadline; this is for an outlet that went elsewhere.
+        let until_ns = self.credit.deadline_ns.saturating_add(SLOW_NS_MAX);
+        let sent = send(&alive.writer, header, &[], body, until_ns).await;
+        sent.map_err(|stop| {
+            if !matches!(stop, Stop::Deadline) {
+                alive.link.end();
+            }
             gone()
         })
     }

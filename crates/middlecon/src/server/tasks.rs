@@ -195,6 +195,16 @@ struct AtWork {
     credit: Option<Credit>,
 }
 
+impl AtWork {
+    /// Drops the handler. Its outlet may be elsewhere, and is told.
+    fn stop(&self) {
+        self.task.abort();
+        if let Some(credit) = &self.credit {
+            credit.end();
+        }
+    }
+}
+
 /// What the calls of one connection share. The order of fields is that of their end.
 pub(super) struct Conversation {
     core: Arc<Core<Handler>>,
@@ -263,7 +273,7 @@ impl Tasks {
         };
         link.end();
         for (_, running) in conversation.running().drain() {
-            running.task.abort();
+            running.stop();
         }
         stop
     }
@@ -411,7 +421,7 @@ impl Conversation {
     fn cancel(self: &Arc<Conversation>, id: u64) {
         let status = match self.leave(id) {
             Some(was) => {
-                was.task.abort();
+                was.stop();
                 // The handler may have begun.
                 Status::Unknown(Cause::Cancelled)
             }

@@ -5,6 +5,7 @@
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
 mod broker;
+pub mod secure;
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, IoSlice, Write};

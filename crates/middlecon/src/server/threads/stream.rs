@@ -11,8 +11,8 @@ use bytes::Bytes;
 use kumo_abi::call::{Cause, Method};
 use kumo_abi::frame::{Header, Kind, check_method};
 
+use super::super::Alive;
 use super::super::stream::{TOO_MUCH_CREDIT, begins, gone, not_one_reply};
-use super::super::{Alive, SLOW_NS_MAX};
 use super::{Builder, Call};
 use crate::carrier::local::is_ended;
 use crate::carrier::{Frame, Reader, Stop};
@@ -75,8 +75,8 @@ impl<'a> PieceSender<'a> {
     /// 64 KiB arrives as several pieces; nothing is sent for an empty one.
     ///
     /// # Errors
-    /// Nobody hears it any more: the caller has gone or given up, or the call's time is over. For the handler to pass
-    /// on; what it does after that nobody sees.
+    /// Nobody hears it any more: the caller has gone or given up, or the call's time is over. For the handler to
+    /// pass on; from then on nothing is sent, and whatever it says is no good end.
     pub fn send(&mut self, piece: &[u8]) -> Result<(), Failure> {
         self.look()?;
         for chunk in chunks(piece) {
@@ -138,7 +138,7 @@ impl<'a> PieceSender<'a> {
             Kind::Ping => {
                 let pong = Header::new(Kind::Pong, header.call);
                 let mut writer = self.alive.writer.lock().unwrap_or_else(PoisonError::into_inner);
-                writer.send_within(pong, &[], &[], SLOW_NS_MAX)
+                writer.send(pong, &[], &[], self.deadline_ns)
             }
             Kind::Pulse => {
                 let extensions = frame.extensions()?;
