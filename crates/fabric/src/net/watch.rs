@@ -1,11 +1,11 @@
 //! Watches the liveliness tokens, and lets the rules of [`crate::members`] decide.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use kumo_abi::HostId;
-use kumo_abi::cluster::Role;
+use kumo_abi::cluster::{HostInfo, HostState, Role};
 use tokio::sync::{broadcast, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -36,7 +36,8 @@ const FIRST_LOOK_MS: u64 = 60;
 /// Between the two looks that find a token.
 const AGAIN_MS: u64 = 100;
 
-/// So many hosts are looked for each so often, in turn, where nothing happens: a thousand in 40 minutes.
+/// So many hosts are looked for each so often, in turn, where nothing happens: a thousand in 40 minutes. And as
+/// many of those that are not alive, as far as this node knows: who has a card and was never seen may be there.
 const ROUND_MAX: usize = 4;
 const ROUND_MS: u64 = 10_000;
 
@@ -212,7 +213,7 @@ pub(crate) async fn verify(
     sightings: Sightings,
 ) {
     let mut looks: BTreeMap<HostId, Look> = BTreeMap::new();
-    let mut last: Option<HostId> = None;
+    let mut turns = Turns::default();
     let mut round_ms = shared.now_ms() + ROUND_MS;
     loop {
         let due_ms = looks.values().map(|look| look.at_ms).min();
@@ -230,7 +231,7 @@ pub(crate) async fn verify(
         let now_ms = shared.now_ms();
         if round_ms <= now_ms {
             round_ms = now_ms + ROUND_MS;
-            for host in next_of(&shared, &mut last) {
+            for host in turns.next(&shared.hosts(), &shared.me) {
                 looks.entry(host).or_insert_with(|| Look::at(now_ms));
             }
         }
@@ -274,16 +275,35 @@ impl Look {
     }
 }
 
-/// The hosts whose turn it is: all follow each other, `last` was the last.
-fn next_of(shared: &Shared, last: &mut Option<HostId>) -> Vec<HostId> {
-    let hosts = shared.hosts();
-    let ids = hosts.iter().map(|info| &info.id).filter(|host| **host != shared.me);
-    let mut ids: Vec<&HostId> = ids.collect();
+/// Whose turn it was last: of all hosts, and of those that are not alive.
+#[derive(Default)]
+struct Turns {
+    all: Option<HostId>,
+    gone: Option<HostId>,
+}
+
+impl Turns {
+    /// The hosts whose turn it is. All but `me` follow each other, and so do those that are not alive.
+    fn next(&mut self, hosts: &[HostInfo], me: &HostId) -> BTreeSet<HostId> {
+        let others = hosts.iter().filter(|info| info.id != *me);
+        let gone = others.clone().filter(|info| info.state != HostState::Alive);
+        let mut next: BTreeSet<HostId> = after(others, &mut self.all).collect();
+        next.extend(after(gone, &mut self.gone));
+        next
+    }
+}
+
+/// The next [`ROUND_MAX`] after `last`, which the last of them becomes.
+fn after<'a>(
+    hosts: impl Iterator<Item = &'a HostInfo>,
+    last: &mut Option<HostId>,
+) -> impl Iterator<Item = HostId> {
+    let mut ids: Vec<&HostId> = hosts.map(|info| &info.id).collect();
     let next = ids.partition_point(|host| last.as_ref().is_some_and(|last| *host <= last));
     ids.rotate_left(next);
     ids.truncate(ROUND_MAX);
     *last = ids.last().copied().cloned();
-    ids.into_iter().cloned().collect()
+    ids.into_iter().cloned()
 }
 
 /// What the rules missed of a host: its token is there, and it answers. What was not heard is nothing.
@@ -325,11 +345,10 @@ async fn tell_end(shared: &Shared, host: &HostId, incarnation: u64) {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
     use std::time::Instant;
 
     use bytes::Bytes;
-    use kumo_abi::cluster::{Card, HostState};
+    use kumo_abi::cluster::Card;
     use kumo_pki::Authority;
 
     use super::*;
@@ -391,6 +410,32 @@ mod tests {
             );
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
+    }
+
+    #[test]
+    fn all_have_their_turn_and_those_that_are_gone_have_it_soon() {
+        let info = |nth: usize| HostInfo {
+            id: format!("tokyo/h-{nth:02}").parse().expect("a host"),
+            state: if nth.is_multiple_of(10) { HostState::Dead } else { HostState::Alive },
+            state_ms: 0,
+            incarnation: None,
+            card: None,
+        };
+        let hosts: Vec<HostInfo> = (0..50).map(info).collect();
+        let (me, mut turns) = (&hosts[7].id, Turns::default());
+        let gone = |next: &BTreeSet<HostId>| {
+            let gone = hosts.iter().filter(|info| info.state == HostState::Dead);
+            gone.filter(|info| next.contains(&info.id)).count()
+        };
+        let mut seen = BTreeSet::new();
+        for round in 0..13 {
+            let next = turns.next(&hosts, me);
+            assert!(next.len() <= 2 * ROUND_MAX && !next.contains(me), "{next:?}");
+            assert!(gone(&next) >= ROUND_MAX, "in round {round}: {next:?}");
+            seen.extend(next);
+        }
+        assert_eq!(seen.len(), hosts.len() - 1);
+        assert_eq!(turns.next(&[], me), BTreeSet::new());
     }
 
     #[tokio::test(flavor = "multi_thread")]
