@@ -16,7 +16,8 @@ pub struct Meta {
     pub boot_id: String,
     /// The collector that read the table: `iter.s`, `iter` or `proc`.
     pub collector: String,
-    /// The generation of the table; it grows by one with each scan.
+    /// The generation of the table; it grows by one with each scan, and a server that is started later has
+    /// larger ones.
     pub generation: u64,
     /// When the scan began, RFC 3339 with microseconds, UTC.
     pub as_of: String,

@@ -613,6 +613,11 @@ impl Source {
         }
     }
 
+    /// Whether a node is asked; this host is read directly otherwise.
+    pub fn is_node(&self) -> bool {
+        matches!(self, Source::Node { .. })
+    }
+
     /// What the host says about itself.
     ///
     /// # Errors

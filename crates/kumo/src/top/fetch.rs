@@ -9,6 +9,7 @@ use k2i::host::HostReport;
 use kumo_abi::{HostId, Meta, QueryText, Row, Rows};
 use serde::Deserialize as _;
 
+use super::changes::{Held, Told};
 use super::data::{
     Detail, Extra, Fleet, Host, Key, Place, Places, Proc, Request, Side, Snapshot, Tasks, UserSum,
     only,
@@ -35,6 +36,8 @@ pub(super) struct Fetcher {
     /// Of each of many.
     earlier_each: BTreeMap<HostId, HostReport>,
     places: Arc<Places>,
+    /// The last table of one host.
+    held: Held,
 }
 
 /// The rows of a table and what is said of them.
@@ -48,7 +51,7 @@ impl Fetcher {
     /// Nothing is asked yet. Without a `scope` it asks the one host of the source.
     pub(super) fn new(source: Source, scope: Option<Scope>) -> Fetcher {
         let (earlier, earlier_each, places) = (None, BTreeMap::new(), Arc::default());
-        Fetcher { source, scope, at: None, earlier, earlier_each, places }
+        Fetcher { source, scope, at: None, earlier, earlier_each, places, held: Held::default() }
     }
 
     /// Reads what the CPUs have done, so that the next reading knows their use since now.
@@ -101,10 +104,24 @@ impl Fetcher {
         Ok(snapshot)
     }
 
-    fn table(&self, text: &QueryText) -> Result<Table, CommandError> {
-        let Rows { meta, rows } = self.source.proc(text)?;
+    fn table(&mut self, text: &QueryText) -> Result<Table, CommandError> {
+        let Rows { meta, rows } = if self.source.is_node() && text.at.is_none() {
+            self.changed(text)?
+        } else {
+            self.source.proc(text)?
+        };
         let rows = rows.into_iter().filter_map(Proc::new).collect();
         Ok(Table { meta, rows, fleet: None })
+    }
+
+    /// Asks a node what has changed since the last answer to the same question.
+    fn changed(&mut self, text: &QueryText) -> Result<Rows, CommandError> {
+        let told: Told = self.source.json(&since(text, self.held.since(text)))?;
+        if let Some(rows) = self.held.take(text, told) {
+            return Ok(rows.clone());
+        }
+        // It does not fit, and nothing is held any more: the next reading begins anew.
+        Ok(self.source.proc(text)?)
     }
 
     fn table_of_many(&mut self, text: &QueryText, scope: &Scope) -> Result<Table, CommandError> {
@@ -207,6 +224,12 @@ impl Fetcher {
         };
         Ok(rows.into_iter().filter_map(|row| Proc::at(place, row)).collect())
     }
+}
+
+/// The question what has changed since a generation; since 0 it is everything.
+fn since(text: &QueryText, generation: u64) -> Ask {
+    let parameters = source::proc_parameters(text, Duration::ZERO);
+    Ask::get(format!("/v2/proc?{parameters}&since={generation}"))
 }
 
 /// A host beside the sums over its processes.

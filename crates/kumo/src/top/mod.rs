@@ -5,6 +5,7 @@
 //! [`screen`]; [`batch`] writes the same without a screen.
 
 mod batch;
+mod changes;
 mod columns;
 mod data;
 mod detail;

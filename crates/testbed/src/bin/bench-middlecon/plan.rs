@@ -120,8 +120,6 @@ impl Contender {
     /// Whether a cell says anything of it. Who only looks has nobody to wake, and needs a core for each.
     pub(crate) fn takes(&self, layout: Layout, cell: Cell) -> bool {
         match self.id {
-            // The node takes no larger bodies.
-            "http" => cell.size_bytes <= 64 << 10,
             "memory" => cell.callers == 1 && cell.pause_us == 0,
             "ring-again" | "unix-again" => cell.callers == 1 && cell.size_bytes == SIZES_BYTES[0],
             // Those who poll on one core wait for each other's time slice.
