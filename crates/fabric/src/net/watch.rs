@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kumo_abi::HostId;
-use kumo_abi::cluster::{HostInfo, HostState, Role};
+use kumo_abi::cluster::{HostInfo, Role};
 use tokio::sync::{broadcast, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -37,7 +37,7 @@ const FIRST_LOOK_MS: u64 = 60;
 const AGAIN_MS: u64 = 100;
 
 /// So many hosts are looked for each so often, in turn, where nothing happens: a thousand in 40 minutes. And as
-/// many of those that are not alive, as far as this node knows: who has a card and was never seen may be there.
+/// many of those that have a card and were never seen by this node: they may be there.
 const ROUND_MAX: usize = 4;
 const ROUND_MS: u64 = 10_000;
 
@@ -275,20 +275,20 @@ impl Look {
     }
 }
 
-/// Whose turn it was last: of all hosts, and of those that are not alive.
+/// Whose turn it was last: of all hosts, and of those that were never seen.
 #[derive(Default)]
 struct Turns {
     all: Option<HostId>,
-    gone: Option<HostId>,
+    unseen: Option<HostId>,
 }
 
 impl Turns {
-    /// The hosts whose turn it is. All but `me` follow each other, and so do those that are not alive.
+    /// The hosts whose turn it is. All but `me` follow each other, and so do those that were never seen.
     fn next(&mut self, hosts: &[HostInfo], me: &HostId) -> BTreeSet<HostId> {
         let others = hosts.iter().filter(|info| info.id != *me);
-        let gone = others.clone().filter(|info| info.state != HostState::Alive);
+        let unseen = others.clone().filter(|info| info.incarnation.is_none());
         let mut next: BTreeSet<HostId> = after(others, &mut self.all).collect();
-        next.extend(after(gone, &mut self.gone));
+        next.extend(after(unseen, &mut self.unseen));
         next
     }
 }
@@ -348,7 +348,7 @@ mod tests {
     use std::time::Instant;
 
     use bytes::Bytes;
-    use kumo_abi::cluster::Card;
+    use kumo_abi::cluster::{Card, HostState};
     use kumo_pki::Authority;
 
     use super::*;
@@ -413,25 +413,25 @@ mod tests {
     }
 
     #[test]
-    fn all_have_their_turn_and_those_that_are_gone_have_it_soon() {
+    fn all_have_their_turn_and_those_that_were_never_seen_have_it_soon() {
         let info = |nth: usize| HostInfo {
             id: format!("tokyo/h-{nth:02}").parse().expect("a host"),
-            state: if nth.is_multiple_of(10) { HostState::Dead } else { HostState::Alive },
+            state: if nth.is_multiple_of(10) { HostState::CutOff } else { HostState::Alive },
             state_ms: 0,
-            incarnation: None,
+            incarnation: (!nth.is_multiple_of(10)).then_some(1),
             card: None,
         };
         let hosts: Vec<HostInfo> = (0..50).map(info).collect();
         let (me, mut turns) = (&hosts[7].id, Turns::default());
-        let gone = |next: &BTreeSet<HostId>| {
-            let gone = hosts.iter().filter(|info| info.state == HostState::Dead);
-            gone.filter(|info| next.contains(&info.id)).count()
+        let unseen = |next: &BTreeSet<HostId>| {
+            let unseen = hosts.iter().filter(|info| info.incarnation.is_none());
+            unseen.filter(|info| next.contains(&info.id)).count()
         };
         let mut seen = BTreeSet::new();
         for round in 0..13 {
             let next = turns.next(&hosts, me);
             assert!(next.len() <= 2 * ROUND_MAX && !next.contains(me), "{next:?}");
-            assert!(gone(&next) >= ROUND_MAX, "in round {round}: {next:?}");
+            assert!(unseen(&next) >= ROUND_MAX, "in round {round}: {next:?}");
             seen.extend(next);
         }
         assert_eq!(seen.len(), hosts.len() - 1);
