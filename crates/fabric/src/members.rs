@@ -179,6 +179,13 @@ impl Members {
         (is_news && member.state != HostState::Dead).then_some(member.incarnation)
     }
 
+    /// Whether a host's token vanished, it is open what will be said of it, and somebody could know: a gateway
+    /// of its data centre is there.
+    pub fn is_in_doubt(&self, host: &HostId) -> bool {
+        let vanished = self.hosts.get(host).is_some_and(|member| member.vanished_ms.is_some());
+        vanished && self.gateways(&host.dc).next().is_some()
+    }
+
     /// What must have happened to a host's token, where it is there as `token` says, its role and incarnation,
     /// and that is not known.
     pub fn contradiction(&self, host: &HostId, token: Option<(Role, u64)>) -> Option<Seen> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kumo_abi::HostId;
-use kumo_abi::cluster::{HostInfo, Role};
+use kumo_abi::cluster::{HostInfo, HostState, Role};
 use tokio::sync::{broadcast, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -36,13 +36,14 @@ const FIRST_LOOK_MS: u64 = 60;
 /// Between the two looks that find a token.
 const AGAIN_MS: u64 = 100;
 
-/// So many hosts are looked for each so often, in turn, where nothing happens: a thousand in 40 minutes. And as
-/// many of those that have a card and were never seen by this node: they may be there.
+/// So many of the hosts that are not there are looked for each so often, in turn. And as many of those that have
+/// a card and were never seen by this node: they may be there.
 const ROUND_MAX: usize = 4;
 const ROUND_MS: u64 = 10_000;
 
-/// Hosts that are looked for at the same time.
-const LOOKS_MAX: usize = 32;
+/// Hosts that are looked for at the same time. All nodes look when many hosts are lost at once: where a gateway
+/// is busy with that, its answers take longer, and fewer are asked for before the verdict.
+const LOOKS_MAX: usize = 8;
 
 /// One question takes no longer.
 const LOOK_TIME_MAX: Duration = Duration::from_secs(2);
@@ -205,8 +206,8 @@ pub(crate) async fn tell_ends(
 /// Zenoh decides under its lock what it tells whom, and tells it after that. Where a token goes at one
 /// router and comes at another, or comes and goes at once, two threads may tell of it in the wrong order; then
 /// it is gone for good as others see it while it is there. So who vanished is looked for before the verdict,
-/// and of all hosts a few at a time. A token counts only where its host answers, and when it is found at two
-/// looks, for an answer may be overtaken too.
+/// and of those that are not there a few at a time. A token counts only where its host answers, and when it is
+/// found at two looks, for an answer may be overtaken too.
 pub(crate) async fn verify(
     shared: Arc<Shared>,
     mut doubtful: mpsc::UnboundedReceiver<HostId>,
@@ -222,7 +223,8 @@ pub(crate) async fn verify(
         match timeout(wait, doubtful.recv()).await {
             Ok(Some(host)) => {
                 let now_ms = shared.now_ms();
-                looks.entry(host).or_insert_with(|| Look::at(now_ms + FIRST_LOOK_MS));
+                let look = || Look::at(now_ms + FIRST_LOOK_MS, Cause::Vanished);
+                looks.entry(host).or_insert_with(look);
                 continue;
             }
             Ok(None) => return,
@@ -232,8 +234,12 @@ pub(crate) async fn verify(
         if round_ms <= now_ms {
             round_ms = now_ms + ROUND_MS;
             for host in turns.next(&shared.hosts(), &shared.me) {
-                looks.entry(host).or_insert_with(|| Look::at(now_ms));
+                looks.entry(host).or_insert_with(|| Look::at(now_ms, Cause::Turn));
             }
+        }
+        {
+            let members = shared.members();
+            looks.retain(|host, look| now_ms < look.at_ms || look.is_wanted(&members, host));
         }
         let due = looks.iter().filter(|(_, look)| look.at_ms <= now_ms);
         let due: Vec<HostId> = due.map(|(host, _)| host.clone()).take(LOOKS_MAX).collect();
@@ -251,8 +257,8 @@ pub(crate) async fn verify(
                 looks.remove(&host);
                 continue;
             };
-            if look.found.as_ref() != Some(&seen) {
-                *look = Look { at_ms: shared.now_ms() + AGAIN_MS, found: Some(seen) };
+            if look.cause != Cause::Found(seen.clone()) {
+                *look = Look::at(shared.now_ms() + AGAIN_MS, Cause::Found(seen));
                 continue;
             }
             looks.remove(&host);
@@ -263,31 +269,55 @@ pub(crate) async fn verify(
     }
 }
 
-/// When a host's token is looked for, and what contradicted the rules at the look before.
+/// When a host's token is looked for, and why.
 struct Look {
     at_ms: u64,
-    found: Option<Seen>,
+    cause: Cause,
+}
+
+/// Why a host's token is looked for.
+#[derive(PartialEq, Eq)]
+enum Cause {
+    /// It vanished.
+    Vanished,
+    /// It is not there, and it is this host's turn.
+    Turn,
+    /// The look before found what contradicts the rules.
+    Found(Seen),
 }
 
 impl Look {
-    fn at(at_ms: u64) -> Look {
-        Look { at_ms, found: None }
+    fn at(at_ms: u64, cause: Cause) -> Look {
+        Look { at_ms, cause }
+    }
+
+    /// Whether an answer could tell anything new. Of who vanished only until the verdict: a host whose kernel
+    /// ended its connections is not looked for by a whole cluster at once, it has its turn.
+    fn is_wanted(&self, members: &Members, host: &HostId) -> bool {
+        match self.cause {
+            Cause::Vanished => members.is_in_doubt(host),
+            Cause::Turn | Cause::Found(_) => {
+                members.find(host).is_none_or(|member| !member.is_present())
+            }
+        }
     }
 }
 
-/// Whose turn it was last: of all hosts, and of those that were never seen.
+/// Whose turn it was last: of all that are not there, and of those that were never seen.
 #[derive(Default)]
 struct Turns {
-    all: Option<HostId>,
+    absent: Option<HostId>,
     unseen: Option<HostId>,
 }
 
 impl Turns {
-    /// The hosts whose turn it is. All but `me` follow each other, and so do those that were never seen.
+    /// The hosts whose turn it is. All but `me` that are not there follow each other, and so do those that were
+    /// never seen.
     fn next(&mut self, hosts: &[HostInfo], me: &HostId) -> BTreeSet<HostId> {
-        let others = hosts.iter().filter(|info| info.id != *me);
-        let unseen = others.clone().filter(|info| info.incarnation.is_none());
-        let mut next: BTreeSet<HostId> = after(others, &mut self.all).collect();
+        let absent = |info: &&HostInfo| info.id != *me && info.state != HostState::Alive;
+        let absent = hosts.iter().filter(absent);
+        let unseen = absent.clone().filter(|info| info.incarnation.is_none());
+        let mut next: BTreeSet<HostId> = after(absent, &mut self.absent).collect();
         next.extend(after(unseen, &mut self.unseen));
         next
     }
@@ -348,7 +378,7 @@ mod tests {
     use std::time::Instant;
 
     use bytes::Bytes;
-    use kumo_abi::cluster::{Card, HostState};
+    use kumo_abi::cluster::Card;
     use kumo_pki::Authority;
 
     use super::*;
@@ -413,29 +443,60 @@ mod tests {
     }
 
     #[test]
-    fn all_have_their_turn_and_those_that_were_never_seen_have_it_soon() {
+    fn who_is_not_there_has_its_turn_and_who_was_never_seen_has_it_soon() {
         let info = |nth: usize| HostInfo {
             id: format!("tokyo/h-{nth:02}").parse().expect("a host"),
-            state: if nth.is_multiple_of(10) { HostState::CutOff } else { HostState::Alive },
+            state: [HostState::CutOff, HostState::Dead, HostState::Alive][nth % 3],
             state_ms: 0,
-            incarnation: (!nth.is_multiple_of(10)).then_some(1),
+            incarnation: (!nth.is_multiple_of(6)).then_some(1),
             card: None,
         };
-        let hosts: Vec<HostInfo> = (0..50).map(info).collect();
+        let hosts: Vec<HostInfo> = (0..60).map(info).collect();
         let (me, mut turns) = (&hosts[7].id, Turns::default());
-        let unseen = |next: &BTreeSet<HostId>| {
-            let unseen = hosts.iter().filter(|info| info.incarnation.is_none());
-            unseen.filter(|info| next.contains(&info.id)).count()
+        let count = |next: &BTreeSet<HostId>, is_meant: &dyn Fn(&HostInfo) -> bool| {
+            let meant = hosts.iter().filter(|info| is_meant(info));
+            meant.filter(|info| next.contains(&info.id)).count()
         };
         let mut seen = BTreeSet::new();
-        for round in 0..13 {
+        for round in 0..10 {
             let next = turns.next(&hosts, me);
             assert!(next.len() <= 2 * ROUND_MAX && !next.contains(me), "{next:?}");
-            assert!(unseen(&next) >= ROUND_MAX, "in round {round}: {next:?}");
+            let unseen = count(&next, &|info| info.incarnation.is_none());
+            assert!(unseen >= ROUND_MAX, "in round {round}: {next:?}");
             seen.extend(next);
         }
-        assert_eq!(seen.len(), hosts.len() - 1);
+        assert_eq!(count(&seen, &|info| info.state != HostState::Alive), 39, "all but `me`");
+        assert_eq!(count(&seen, &|info| info.state == HostState::Alive), 0);
         assert_eq!(turns.next(&[], me), BTreeSet::new());
+    }
+
+    #[test]
+    fn who_is_back_or_known_to_be_dead_is_not_looked_for() {
+        let mut members = Members::default();
+        let (host, gateway) = ("tokyo/a", "tokyo/gw");
+        let id = |name: &str| -> HostId { name.parse().expect("a host") };
+        let up = |name: &str, role| Seen::Up { host: id(name), role, incarnation: 1 };
+        let down = |name: &str| Seen::Down { host: id(name), incarnation: 1 };
+        let wanted = |members: &Members| {
+            let found = Cause::Found(up(host, Role::Member));
+            let causes = [Cause::Vanished, Cause::Turn, found];
+            causes.map(|cause| Look::at(0, cause).is_wanted(members, &id(host)))
+        };
+        // Never seen: there is nothing that could vanish.
+        assert_eq!(wanted(&members), [false, true, true]);
+        members.see(up(gateway, Role::Gateway), 0);
+        members.see(up(host, Role::Member), 0);
+        assert_eq!(wanted(&members), [false, false, false]);
+        members.see(down(host), 1_000);
+        assert_eq!(wanted(&members), [true, true, true]);
+        // Without any gateway of its data centre nobody knows.
+        members.see(down(gateway), 1_010);
+        assert_eq!(wanted(&members), [false, true, true]);
+        members.see(up(gateway, Role::Gateway), 1_020);
+        assert_eq!(wanted(&members), [true, true, true]);
+        members.see(Seen::Ended { host: id(host), incarnation: 1 }, 1_030);
+        assert_eq!(members.decide(1_040).len(), 1);
+        assert_eq!(wanted(&members), [false, true, true]);
     }
 
     #[tokio::test(flavor = "multi_thread")]
