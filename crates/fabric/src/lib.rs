@@ -222,6 +222,16 @@ impl Fabric {
         self.parts.shared.hosts()
     }
 
+    /// The same without their cards, which is ten times as fast.
+    pub fn states(&self) -> Vec<HostInfo> {
+        self.parts.shared.states()
+    }
+
+    /// One host of them, with its card.
+    pub fn host(&self, host: &HostId) -> Option<HostInfo> {
+        self.parts.shared.host(host)
+    }
+
     /// Changes of hosts' states from now on. Who lags behind misses some, is told so, and looks at
     /// [`Fabric::hosts`].
     pub fn events(&self) -> broadcast::Receiver<HostEvent> {
@@ -268,7 +278,7 @@ impl Fabric {
         if *host == self.parts.shared.me {
             return Err(EvictError::Myself);
         }
-        if !self.hosts().iter().any(|info| info.id == *host)
+        if self.host(host).is_none()
             && !registry::is_known(self.store(), host, wall_ms())
         {
             return Err(EvictError::Unknown(host.clone()));

@@ -16,7 +16,7 @@ use zenoh::Session;
 use crate::ask::Answerer;
 use crate::gather::Standing;
 use crate::join::registry::{CARDS, card_key};
-use crate::members::{Change, Members, SILENT_GRACE_MS};
+use crate::members::{Change, Member, Members, SILENT_GRACE_MS};
 use crate::net::Keys;
 use crate::net::answer::{ANSWERS_MAX, RELAYS_MAX};
 use crate::store::Store;
@@ -41,6 +41,26 @@ pub struct HostEvent {
 /// that start later must not take it for dead.
 pub(crate) fn left_key(host: &HostId) -> String {
     format!("left/{host}")
+}
+
+/// Whose card a key is.
+fn host_of_card(key: &str) -> Option<HostId> {
+    key.strip_prefix(CARDS)?.parse().ok()
+}
+
+/// One of a newer version may not be understood; its host is there all the same.
+fn read_card(card: &[u8]) -> Option<Card> {
+    serde_json::from_slice(card).ok()
+}
+
+fn seen(host: &HostId, member: &Member, card: Option<Card>, now_ms: u64) -> HostInfo {
+    HostInfo {
+        id: host.clone(),
+        state: member.state,
+        state_ms: now_ms.saturating_sub(member.since_ms),
+        incarnation: Some(member.incarnation),
+        card,
+    }
 }
 
 /// A running fabric, without its tasks.
@@ -164,33 +184,52 @@ impl Shared {
 
     /// All hosts: those that were seen, and those that only have a card.
     pub(crate) fn hosts(&self) -> Vec<HostInfo> {
+        let card = |(key, card): (String, Vec<u8>)| Some((host_of_card(&key)?, read_card(&card)));
+        self.list(self.store.with_prefix(CARDS).into_iter().filter_map(card).collect())
+    }
+
+    /// The same without their cards: reading these takes ten times as long as all else.
+    pub(crate) fn states(&self) -> Vec<HostInfo> {
+        let keys = self.store.keys_with_prefix(CARDS);
+        self.list(keys.iter().filter_map(|key| Some((host_of_card(key)?, None))).collect())
+    }
+
+    /// One host, as [`Shared::hosts`] lists it.
+    pub(crate) fn host(&self, host: &HostId) -> Option<HostInfo> {
+        let card = self.store.value(&card_key(host)).map(|card| read_card(&card));
         let now_ms = self.now_ms();
-        // One of a newer version may not be understood; its host is there all the same.
-        let card = |(key, card): (String, Vec<u8>)| {
-            let id: HostId = key.strip_prefix(CARDS)?.parse().ok()?;
-            Some((id, serde_json::from_slice::<Card>(&card).ok()))
+        let members = self.members();
+        let info = match members.find(host) {
+            Some(member) => seen(host, member, card.flatten(), now_ms),
+            None => self.only_a_card(&members, host.clone(), card?, now_ms),
         };
-        let mut cards: BTreeMap<HostId, Option<Card>> =
-            self.store.with_prefix(CARDS).into_iter().filter_map(card).collect();
+        Some(info).filter(|info| !self.is_forgotten(info))
+    }
+
+    fn list(&self, mut cards: BTreeMap<HostId, Option<Card>>) -> Vec<HostInfo> {
+        let now_ms = self.now_ms();
         let members = self.members();
         let mut hosts: Vec<HostInfo> = members
             .iter()
-            .map(|(id, member)| HostInfo {
-                id: id.clone(),
-                state: member.state,
-                state_ms: now_ms.saturating_sub(member.since_ms),
-                incarnation: Some(member.incarnation),
-                card: cards.remove(id).flatten(),
-            })
+            .map(|(id, member)| seen(id, member, cards.remove(id).flatten(), now_ms))
             .filter(|info| !self.is_forgotten(info))
             .collect();
-        hosts.extend(cards.into_iter().map(|(id, card)| {
-            let (state, state_ms) = self.unseen(&members, &id, now_ms);
-            let incarnation = (id == self.me).then_some(self.incarnation);
-            HostInfo { state, state_ms, incarnation, id, card }
-        }));
+        let unseen = cards.into_iter();
+        hosts.extend(unseen.map(|(id, card)| self.only_a_card(&members, id, card, now_ms)));
         hosts.sort_by(|a, b| a.id.cmp(&b.id));
         hosts
+    }
+
+    fn only_a_card(
+        &self,
+        members: &Members,
+        id: HostId,
+        card: Option<Card>,
+        now_ms: u64,
+    ) -> HostInfo {
+        let (state, state_ms) = self.unseen(members, &id, now_ms);
+        let incarnation = (id == self.me).then_some(self.incarnation);
+        HostInfo { state, state_ms, incarnation, id, card }
     }
 
     /// What a host is that has a card and whose token this node has not seen, and for how long at least.

@@ -101,6 +101,22 @@ impl Web {
         }
     }
 
+    /// The same without their cards, which is ten times as fast.
+    pub(crate) fn states(&self) -> Vec<HostInfo> {
+        match self {
+            Web::Lone(_) => self.hosts(),
+            Web::Many(fabric) => fabric.states(),
+        }
+    }
+
+    /// One host of them, with its card.
+    pub(crate) fn host(&self, host: &HostId) -> Option<HostInfo> {
+        match self {
+            Web::Lone(_) => self.hosts().into_iter().find(|info| info.id == *host),
+            Web::Many(fabric) => fabric.host(host),
+        }
+    }
+
     /// The links of this node to others.
     pub(crate) fn links(&self) -> Vec<LinkReport> {
         match self {

@@ -233,7 +233,7 @@ pub(crate) async fn verify(
         let now_ms = shared.now_ms();
         if round_ms <= now_ms {
             round_ms = now_ms + ROUND_MS;
-            for host in turns.next(&shared.hosts(), &shared.me) {
+            for host in turns.next(&shared.states(), &shared.me) {
                 looks.entry(host).or_insert_with(|| Look::at(now_ms, Cause::Turn));
             }
         }

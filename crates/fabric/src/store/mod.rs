@@ -248,6 +248,11 @@ impl Store {
         self.read().map.with_prefix(prefix).map(owned).collect()
     }
 
+    /// The same keys alone.
+    pub fn keys_with_prefix(&self, prefix: &str) -> Vec<String> {
+        self.read().map.with_prefix(prefix).map(|(key, _)| key.to_owned()).collect()
+    }
+
     /// Writes `value`. When this returns it is on the disk: whatever happens to this host's processes,
     /// it is not lost.
     ///

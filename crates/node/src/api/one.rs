@@ -116,7 +116,7 @@ pub(super) async fn ask(
     scope: &Scope,
     changes: bool,
 ) -> Reply {
-    let Some(host) = shared.web.hosts().into_iter().find(|host| host.id == id) else {
+    let Some(host) = shared.web.host(&id) else {
         let detail = format!("there is no host {id}; `kumo hosts` lists them");
         let title = "There is no such host";
         return Err(Refused::new(StatusCode::NOT_FOUND, "no-such-host", title, detail));

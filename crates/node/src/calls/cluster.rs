@@ -88,7 +88,7 @@ fn read_all(shared: &Arc<Shared>, fabric: &Fabric) {
     }
     note_hosts(shared, fabric);
     note_far(shared, fabric);
-    for host in fabric.hosts() {
+    for host in fabric.states() {
         lost(shared, &host.id, host.state);
     }
 }
@@ -129,7 +129,7 @@ pub(crate) fn read_acl(service: &ServiceName, value: &[u8]) -> Acl {
 }
 
 fn note_hosts(shared: &Arc<Shared>, fabric: &Fabric) {
-    let hosts = fabric.hosts();
+    let hosts = fabric.states();
     shared.act(|broker, now, fresh| {
         broker.note_hosts(&hosts);
         broker.tick(now, fresh)

@@ -387,8 +387,7 @@ impl Watches {
 
 /// A host answers no more: those who are connected with its programs are told.
 fn lost(shared: &Arc<Shared>, host: &HostId) {
-    let hosts = shared.web.hosts();
-    let state = hosts.iter().find(|known| known.id == *host).map(|known| known.state);
+    let state = shared.web.host(host).map(|known| known.state);
     let cause = if state == Some(HostState::CutOff) { Cause::Partition } else { Cause::HostLost };
     shared.act(|broker, now, fresh| broker.host_lost(host, cause, now, fresh));
 }

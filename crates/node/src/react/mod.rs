@@ -194,7 +194,7 @@ impl Shared {
 
     /// Whether this host acts for all, where one does.
     fn is_responsible(&self, name: &ReactionName) -> bool {
-        let hosts = self.web.hosts();
+        let hosts = self.web.states();
         let alive = hosts.iter().filter(|host| host.state == HostState::Alive).map(|host| &host.id);
         rendezvous::first(&key(name), alive) == Some(&self.web.me())
     }
@@ -491,7 +491,7 @@ async fn follow(shared: &Arc<Shared>, fabric: &Fabric) {
     let (mut changes, mut host_events) = (fabric.store().changes(), fabric.events());
     shared.read_all(fabric);
     let mut hosts = Hosts::default();
-    hosts.start(fabric.hosts().into_iter().map(|host| (host.id, host.state)));
+    hosts.start(fabric.states().into_iter().map(|host| (host.id, host.state)));
     let mut services = Services::default();
     let mut looks = interval(LOOK_EVERY);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -541,7 +541,7 @@ fn hear_host_event(shared: &Arc<Shared>, fabric: &Fabric, hosts: &mut Hosts, eve
         return;
     }
     // By now it may be known to be otherwise; that is an event of its own.
-    let known = fabric.hosts().into_iter().find(|host| host.id == event.id);
+    let known = fabric.host(&event.id);
     let host = HostInfo {
         id: event.id.clone(),
         state: event.state,

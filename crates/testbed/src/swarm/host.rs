@@ -126,7 +126,7 @@ impl SwarmHost {
 
     /// How many hosts it sees alive.
     pub(super) fn seen(&self) -> usize {
-        self.fabric.hosts().iter().filter(|host| host.state == HostState::Alive).count()
+        self.fabric.states().iter().filter(|host| host.state == HostState::Alive).count()
     }
 
     /// How many hosts it sees alive with their cards, and the others.
