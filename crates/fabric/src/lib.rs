@@ -187,9 +187,12 @@ impl Fabric {
             state_dir.clone(),
             Arc::clone(&told_of_gateways),
         )));
-        if role == Role::Member {
-            tasks.spawn(part(go_home(Arc::clone(&links), told_of_gateways)));
-        }
+        match role {
+            Role::Member => tasks.spawn(part(go_home(Arc::clone(&links), told_of_gateways))),
+            Role::Gateway => {
+                tasks.spawn(part(net::audit::audit(Arc::clone(&shared), Arc::clone(&links))))
+            }
+        };
         if let Some(dir) = state_dir {
             let (identity, links) = (Arc::clone(&identity), Arc::clone(&links));
             tasks.spawn(part(renew(identity, links, peers.clone(), dir, desk)));
@@ -278,9 +281,7 @@ impl Fabric {
         if *host == self.parts.shared.me {
             return Err(EvictError::Myself);
         }
-        if self.host(host).is_none()
-            && !registry::is_known(self.store(), host, wall_ms())
-        {
+        if self.host(host).is_none() && !registry::is_known(self.store(), host, wall_ms()) {
             return Err(EvictError::Unknown(host.clone()));
         }
         let (host, store) = (host.clone(), Arc::clone(self.store()));
@@ -461,7 +462,7 @@ async fn connect(
             Ok(session) => {
                 // Before others are seen: whatever that sets off needs a session.
                 shared.set_session(Some(session.clone()));
-                declare(&shared, &session, &sightings, &incoming).await
+                declare(&shared, &links, &session, &sightings, &incoming).await
             }
             Err(error) => Err(error),
         };
@@ -490,6 +491,7 @@ type Held = (watch::Watching, sync::Syncing, Vec<zenoh::query::Queryable<()>>);
 
 async fn declare(
     shared: &Arc<Shared>,
+    links: &Arc<Links>,
     session: &zenoh::Session,
     sightings: &watch::Sightings,
     incoming: &sync::Incoming,
@@ -497,6 +499,7 @@ async fn declare(
     let mut queryables = vec![net::answer::answer_asks(shared, session).await?];
     if shared.role == Role::Gateway {
         queryables.push(net::answer::relay_asks(shared, session).await?);
+        queryables.push(net::audit::declare(shared, session, links).await?);
     }
     let syncing = sync::declare(shared, session, incoming).await?;
     // Last: whoever sees the token may ask.

@@ -128,7 +128,7 @@ async fn is_turn(
             }
             Some(gateway) => {
                 let yields = if me > gateway { YIELD_TIME } else { Duration::ZERO };
-                let at = *dials_at.get_or_insert(now + yields);
+                let at = *dials_at.get_or_insert(now + yields.max(shared.rest(&gateway)));
                 if at <= now {
                     return Some(gateway);
                 }

@@ -77,6 +77,11 @@ const JOINS_MAX: usize = 512;
 /// Who asks for a certificate at once and shows one: a place that nobody can take who has none.
 const RENEWALS_MAX: usize = 128;
 
+/// Between two links of the same gateways: the control plane on both sides works off the end of the first before
+/// the next begins, or drops what is told over that ([`crate::net::audit`]). Hosts whose tokens go with a link have
+/// 300 ms to come back.
+const REST: Duration = Duration::from_millis(120);
+
 /// Ends that a slow reader may be behind before it misses some.
 const ENDS_MAX: usize = 4_096;
 
@@ -230,6 +235,7 @@ impl Links {
             doors: Mutex::default(),
             changes: watch::Sender::new(0),
             lost: Mutex::default(),
+            ended: Mutex::default(),
             said: Mutex::default(),
             unreached: Mutex::default(),
             gate: Gate::new(),
@@ -324,9 +330,24 @@ impl Links {
         let home = &setup.identity.host.dc;
         for link in lock(&self.shared.live).links.values() {
             if link.dialed && link.peer.host.dc != *home {
-                link.cut.send_if_modified(|cut| cut.is_none() && cut.replace(How::ByUs).is_none());
+                link.end_by_us();
             }
         }
+    }
+
+    /// Ends the link with a gateway, if there is one: it is made anew.
+    pub(crate) fn end_link(&self, gateway: &HostId) {
+        let live = lock(&self.shared.live);
+        for link in live.links.values().filter(|link| link.peer.host == *gateway) {
+            link.end_by_us();
+        }
+    }
+
+    /// With whom there are links that have been open for so long, and what they are.
+    pub(crate) fn linked(&self, age_min: Duration) -> Vec<(HostId, Role)> {
+        let live = lock(&self.shared.live);
+        let old = live.links.values().filter(|link| link.since.elapsed() >= age_min);
+        old.map(|link| (link.peer.host.clone(), link.peer.role)).collect()
     }
 
     /// The links that are open, in the order of their hosts.
@@ -427,6 +448,12 @@ struct Link {
     cut: watch::Sender<Option<How>>,
 }
 
+impl Link {
+    fn end_by_us(&self) {
+        self.cut.send_if_modified(|cut| cut.is_none() && cut.replace(How::ByUs).is_none());
+    }
+}
+
 #[derive(Default)]
 struct Live {
     next: u64,
@@ -478,6 +505,8 @@ struct Shared {
     changes: watch::Sender<u64>,
     /// The gateway whose link, dialed by us, ended last: it is the last to be tried again.
     lost: Mutex<Option<HostId>>,
+    /// When the links of gateways ended, as long as [`REST`] is not over.
+    ended: Mutex<BTreeMap<HostId, Instant>>,
     said: Mutex<Said>,
     /// Why each gateway that could not be dialed when it last was could not; no more than are known.
     unreached: Mutex<BTreeMap<HostId, String>>,
@@ -529,7 +558,7 @@ impl Shared {
             door.close();
         }
         for link in lock(&self.live).links.values() {
-            link.cut.send_if_modified(|cut| cut.is_none() && cut.replace(How::ByUs).is_none());
+            link.end_by_us();
         }
     }
 
@@ -608,6 +637,12 @@ impl Shared {
             doors.open.push(Door { path, task, gateway });
         } // Else it is being closed.
         Ok(())
+    }
+
+    /// How long this gateway is not to be dialed yet.
+    fn rest(&self, gateway: &HostId) -> Duration {
+        let ended = lock(&self.ended).get(gateway).copied();
+        ended.map_or(Duration::ZERO, |at| REST.saturating_sub(at.elapsed()))
     }
 
     /// Whether there is a link with this host.
@@ -700,6 +735,11 @@ impl Registered {
             self.shared.changes.send_modify(|changes| *changes += 1);
             if dialed {
                 *lock(&self.shared.lost) = Some(peer.host.clone());
+            }
+            if peer.role == Role::Gateway {
+                let mut ended = lock(&self.shared.ended);
+                ended.retain(|_, at| at.elapsed() < REST);
+                ended.insert(peer.host.clone(), Instant::now());
             }
             tracing::debug!("link {} with {} at {address} ended: {how:?}", self.number, peer.host);
             self.shared.tell(LinkEnd { peer: peer.host, role: peer.role, how });

@@ -5,6 +5,7 @@
 //! time. Nothing is scouted: who is connected to whom is what identities and cards say.
 
 pub(crate) mod answer;
+pub(crate) mod audit;
 pub(crate) mod question;
 pub(crate) mod sync;
 pub(crate) mod watch;
@@ -42,6 +43,11 @@ const CLIENT_OPEN_MS: (u64, u64) = (1_500, 6_000);
 fn client_open_ms(attempt: u32) -> u64 {
     CLIENT_OPEN_MS.0.saturating_mul(1 << attempt.min(8)).min(CLIENT_OPEN_MS.1)
 }
+
+/// Batches of 64 KiB that wait to be sent on a connection, each some 600 tokens and made when it is needed. Zenoh's 2
+/// are full when hundreds of hosts come at once; then it waits with all that it does, for 5 s at most, and ends the
+/// connection. 16 is its limit.
+const TOKEN_BATCHES_MAX: u64 = 16;
 
 /// Connections of a gateway; that of each member of its data centre, and of each other gateway.
 pub(crate) const SESSIONS_MAX: u64 = 4_000;
@@ -100,6 +106,7 @@ fn config(
         ("transport/unicast/accept_timeout", serde_json::json!(OPEN_MS_MAX)),
         ("transport/link/tx/lease", serde_json::json!(lease_ms)),
         ("transport/link/tx/keep_alive", serde_json::json!(SIGNS_OF_LIFE)),
+        ("transport/link/tx/queue/size/control", serde_json::json!(TOKEN_BATCHES_MAX)),
         ("transport/link/rx/max_message_size", serde_json::json!(MESSAGE_BYTES_MAX)),
     ];
     let mut config = Config::default();
@@ -168,6 +175,11 @@ impl Keys {
     /// All good-byes, or all obituaries.
     pub(crate) fn all(&self, kind: &str) -> String {
         format!("{}/{kind}/**", self.prefix)
+    }
+
+    /// Where a gateway says with whom it has links.
+    pub(crate) fn audit(&self, gateway: &HostId) -> String {
+        format!("{}/audit/{gateway}", self.prefix)
     }
 
     /// Where changes of the desired state are told.

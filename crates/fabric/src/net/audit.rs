@@ -1,0 +1,223 @@
+//! Finds links between gateways over which not all is told, and has them made anew.
+//!
+//! Zenoh's routers know their connection with another router by that router's name alone. Where a new one begins
+//! before the end of the one before it is worked off, all that the other router declares over it is dropped for as
+//! long as it lasts: its tokens, and who answers which questions there ("unknown routing context" in the log). That
+//! was seen on gateways that were so busy that they could not send for 5 s, gave the connection up for that and
+//! opened another. So gateways tell each other now and then with whom they have links. One that has lacked the same
+//! host for several times in a row ends its link with the gateway that has it; [`crate::link`] lets a while pass
+//! before the next.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use kumo_abi::HostId;
+use kumo_abi::cluster::Role;
+use tokio::task::JoinSet;
+use tokio::time::{MissedTickBehavior, interval};
+use zenoh::query::{Query, Queryable};
+use zenoh::{Session, Wait as _};
+
+use super::question::bytes_of;
+use crate::link::Links;
+use crate::members::{Member, Members};
+use crate::shared::Shared;
+
+/// Gateways ask each other so often. A name of some ten bytes comes for each host.
+const AUDIT_EVERY: Duration = Duration::from_secs(10);
+
+/// Links that are younger are not spoken of, and not over them: tokens are on their way.
+const LINK_AGE_MIN: Duration = Duration::from_secs(5);
+
+/// One question takes no longer.
+const AUDIT_TIME_MAX: Duration = Duration::from_secs(5);
+
+/// A link is made anew when the same host was lacking so many times in a row.
+const LACKING_MAX: usize = 3;
+
+/// Tells other gateways with whom this one has links, from now on.
+///
+/// # Errors
+/// Zenoh's words.
+pub(crate) async fn declare(
+    shared: &Shared,
+    session: &Session,
+    links: &Arc<Links>,
+) -> zenoh::Result<Queryable<()>> {
+    let links: Weak<Links> = Arc::downgrade(links);
+    let answer = move |query: Query| {
+        let Some(links) = links.upgrade() else { return };
+        let linked: Vec<HostId> =
+            links.linked(LINK_AGE_MIN).into_iter().map(|(id, _)| id).collect();
+        let Ok(bytes) = postcard::to_allocvec(&linked) else { return };
+        // It needs no task: nothing waits here.
+        if let Err(error) = query.reply(query.key_expr(), bytes).wait() {
+            tracing::debug!("with whom this host has links could not be told: {error}");
+        }
+    };
+    session.declare_queryable(shared.keys.audit(&shared.me)).callback(answer).await
+}
+
+/// Asks all gateways that this one has a link with, for ever, and has links made anew.
+pub(crate) async fn audit(shared: Arc<Shared>, links: Arc<Links>) {
+    let mut every = interval(AUDIT_EVERY);
+    every.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut evidence = Evidence::default();
+    loop {
+        every.tick().await;
+        let linked = links.linked(LINK_AGE_MIN);
+        let gateways = linked.into_iter().filter(|(_, role)| *role == Role::Gateway);
+        let mut asked = JoinSet::new();
+        for (gateway, _) in gateways {
+            let shared = Arc::clone(&shared);
+            asked.spawn(async move {
+                let told = ask(&shared, &gateway).await;
+                (gateway, told)
+            });
+        }
+        let mut round = BTreeMap::new();
+        while let Some(done) = asked.join_next().await {
+            if let Ok((gateway, told)) = done {
+                round.insert(gateway, told);
+            }
+        }
+        let lasting = evidence.add(round, &shared.members());
+        for (gateway, lacking) in lasting {
+            let (count, first) =
+                (lacking.len(), lacking.first().map_or_else(String::new, HostId::to_string));
+            tracing::warn!(
+                "nothing is heard here of {count} hosts that {gateway} has links with, such as {first}: the link with it is made anew"
+            );
+            links.end_link(&gateway);
+        }
+    }
+}
+
+/// With whom a gateway has links; `None` where it does not say.
+async fn ask(shared: &Shared, gateway: &HostId) -> Option<Vec<HostId>> {
+    let session = shared.session()?;
+    let replies = session.get(shared.keys.audit(gateway)).timeout(AUDIT_TIME_MAX).await.ok()?;
+    let reply = replies.recv_async().await.ok()?.into_result().ok()?;
+    postcard::from_bytes(&bytes_of(reply.payload())).ok()
+}
+
+/// What gateways lacked, time after time.
+#[derive(Default)]
+struct Evidence {
+    /// Of each gateway: who was lacking each time, and how many times.
+    lacking: BTreeMap<HostId, (BTreeSet<HostId>, usize)>,
+    /// Who has ever answered. An older node does not know the question.
+    answered: BTreeSet<HostId>,
+}
+
+impl Evidence {
+    /// Takes in one round: what each gateway said, if it said anything. Returns with which gateways the links are to
+    /// be made anew, and for whom; of these there is no evidence any more.
+    fn add(
+        &mut self,
+        round: BTreeMap<HostId, Option<Vec<HostId>>>,
+        members: &Members,
+    ) -> Vec<(HostId, BTreeSet<HostId>)> {
+        self.lacking.retain(|gateway, _| round.contains_key(gateway));
+        let mut lasting = Vec::new();
+        for (gateway, told) in round {
+            let is_absent = |host: &HostId| !members.find(host).is_some_and(Member::is_present);
+            let now: BTreeSet<HostId> = match told {
+                Some(linked) => {
+                    self.answered.insert(gateway.clone());
+                    linked.into_iter().chain([gateway.clone()]).filter(is_absent).collect()
+                }
+                // It is linked with us, so it lives: it should answer, or its token be there at least.
+                None if self.answered.contains(&gateway) || is_absent(&gateway) => {
+                    BTreeSet::from([gateway.clone()])
+                }
+                None => BTreeSet::new(),
+            };
+            let (before, times) = self.lacking.remove(&gateway).unwrap_or_default();
+            let still: BTreeSet<HostId> = before.intersection(&now).cloned().collect();
+            let (lacking, times) = if still.is_empty() { (now, 1) } else { (still, times + 1) };
+            if lacking.is_empty() {
+                continue;
+            }
+            if times < LACKING_MAX {
+                self.lacking.insert(gateway, (lacking, times));
+            } else {
+                lasting.push((gateway, lacking));
+            }
+        }
+        lasting
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::members::Seen;
+
+    fn id(name: &str) -> HostId {
+        name.parse().expect("a host")
+    }
+
+    fn members(names: &[&str]) -> Members {
+        let mut members = Members::default();
+        for name in names {
+            let role = if name.contains("gw") { Role::Gateway } else { Role::Member };
+            members.see(Seen::Up { host: id(name), role, incarnation: 1 }, 0);
+        }
+        members
+    }
+
+    /// What a round with one gateway leads to: whose links are made anew, for whom.
+    fn add(evidence: &mut Evidence, told: Option<&[&str]>, members: &Members) -> Vec<String> {
+        let told = told.map(|told| told.iter().map(|name| id(name)).collect());
+        let lasting = evidence.add(BTreeMap::from([(id("osaka/gw"), told)]), members);
+        lasting.into_iter().flat_map(|(_, hosts)| hosts).map(|host| host.to_string()).collect()
+    }
+
+    #[test]
+    fn who_is_lacking_each_time_costs_the_link() {
+        let (all, some) =
+            (members(&["osaka/gw", "osaka/a", "osaka/b"]), members(&["osaka/gw", "osaka/a"]));
+        let told: Option<&[&str]> = Some(&["osaka/a", "osaka/b"]);
+        let mut evidence = Evidence::default();
+        assert!((0..5).all(|_| add(&mut evidence, told, &all).is_empty()), "nobody lacks");
+        assert!((1..LACKING_MAX).all(|_| add(&mut evidence, told, &some).is_empty()), "not yet");
+        assert_eq!(add(&mut evidence, told, &some), ["osaka/b"]);
+        assert!(
+            (1..LACKING_MAX).all(|_| add(&mut evidence, told, &some).is_empty()),
+            "from the start"
+        );
+        assert!(add(&mut evidence, told, &all).is_empty(), "it came");
+        assert!(
+            (1..LACKING_MAX).all(|_| add(&mut evidence, told, &some).is_empty()),
+            "from the start"
+        );
+    }
+
+    #[test]
+    fn who_comes_and_goes_costs_nothing() {
+        let mut evidence = Evidence::default();
+        let none = members(&["osaka/gw"]);
+        for round in 0..3 * LACKING_MAX {
+            let name = format!("osaka/{round}");
+            assert!(add(&mut evidence, Some(&[&name]), &none).is_empty(), "in round {round}");
+        }
+    }
+
+    #[test]
+    fn a_gateway_that_says_nothing_is_known_to_be_there_or_to_have_answered() {
+        let (there, nobody) = (members(&["osaka/gw"]), members(&[]));
+        let mut evidence = Evidence::default();
+        assert!((0..5).all(|_| add(&mut evidence, None, &there).is_empty()), "it is an older one");
+        assert!((1..LACKING_MAX).all(|_| add(&mut evidence, None, &nobody).is_empty()), "not yet");
+        assert_eq!(add(&mut evidence, None, &nobody), ["osaka/gw"]);
+        assert!(add(&mut evidence, Some(&[]), &there).is_empty());
+        assert!((1..LACKING_MAX).all(|_| add(&mut evidence, None, &there).is_empty()), "not yet");
+        assert_eq!(add(&mut evidence, None, &there), ["osaka/gw"]);
+        // Without a link there is nothing to be made anew, and what was is forgotten.
+        assert!((1..LACKING_MAX).all(|_| add(&mut evidence, None, &there).is_empty()), "not yet");
+        assert!(evidence.add(BTreeMap::new(), &there).is_empty());
+        assert!(add(&mut evidence, None, &there).is_empty(), "from the start");
+    }
+}
