@@ -120,9 +120,9 @@ fn obey(
         Order::Settle(count) => {
             let began = Instant::now();
             for (id, host) in hosts.iter() {
-                while host.alive().0 != count {
+                while host.seen() != count {
                     if began.elapsed() > SETTLE_MAX {
-                        let (seen, _) = host.alive();
+                        let seen = host.seen();
                         return Err(Error::other(format!("{id} sees {seen} of {count} hosts")));
                     }
                     std::thread::sleep(LOOK_PERIOD);

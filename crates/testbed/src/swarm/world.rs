@@ -34,6 +34,9 @@ const SETTLE_MAX: Duration = Duration::from_secs(300);
 /// Between two looks at whether they do.
 const LOOK_PERIOD: Duration = Duration::from_millis(5);
 
+/// And it takes so many times as long as a look.
+const LOOK_SHARE: u32 = 3;
+
 /// A data centre to be.
 #[derive(Clone, Debug)]
 pub struct DcPlan {
@@ -316,6 +319,7 @@ impl World {
     pub fn settle_gateways(&self, size: usize) -> io::Result<Instant> {
         let began = Instant::now();
         loop {
+            let looked = Instant::now();
             let mut far = None;
             for gateway in self.gateways.iter().filter(|gateway| gateway.pid() != 0) {
                 let (alive, others) = gateway.alive()?;
@@ -330,6 +334,8 @@ impl World {
                 }
             }
             let now = Instant::now();
+            // A look at a thousand hosts costs their gateways something: they shall have time for more.
+            let pause = LOOK_PERIOD.max(LOOK_SHARE * (now - looked));
             match far {
                 None => return Ok(now),
                 Some((id, alive, others)) if now - began > SETTLE_MAX => {
@@ -341,7 +347,7 @@ impl World {
                     let said = format!("{id} sees {alive} of {size} hosts alive; others: {others}");
                     return Err(Error::other(said));
                 }
-                Some(_) => std::thread::sleep(LOOK_PERIOD),
+                Some(_) => std::thread::sleep(pause),
             }
         }
     }

@@ -226,7 +226,8 @@ impl Lost {
     }
 }
 
-/// Lets some die and some hang, of every data centre; returns when the dead are known as such.
+/// Lets some die and some hang, of every data centre; returns when all know of the dead. What each host does
+/// then, each does on its own machine elsewhere; here a thousand do it on the cores that answer the question.
 fn lose(world: &mut World, all: &[HostId]) -> io::Result<Lost> {
     let count = (all.len() * MISSING_PERCENT / 100).max(2);
     let chosen: Vec<&HostId> = (0..count).map(|n| &all[n * all.len() / count]).collect();
@@ -236,6 +237,7 @@ fn lose(world: &mut World, all: &[HostId]) -> io::Result<Lost> {
     let lost = Lost { dead: pick(1), hung: pick(0) };
     world.hang_hosts(&lost.hung)?;
     world.drop_hosts(&lost.dead)?;
+    world.settle()?;
     let began = Instant::now();
     let known = |hosts: Vec<kumo_abi::cluster::HostInfo>| {
         let dead = hosts.iter().filter(|host| host.state == HostState::Dead).count();
