@@ -177,22 +177,24 @@ pub(crate) fn sort_rows<'t>(
 ) {
     let limit = query.limit.map_or(usize::MAX, |limit| limit as usize);
     if !query.sort.is_empty() {
-        let key = |index: usize| -> Vec<Value<'t>> {
-            let column = |key: &SortKey| sort_column(key).map(|column| value(column, index));
-            query.sort.iter().filter_map(column).collect()
-        };
-        let mut keyed: Vec<(Vec<Value<'t>>, usize)> =
-            rows.iter().map(|index| (key(*index), *index)).collect();
-        let order = |a: &(Vec<Value<'_>>, usize), b: &(Vec<Value<'_>>, usize)| {
-            compare(&query.sort, &a.0, &b.0).then(a.1.cmp(&b.1))
-        };
-        if limit < keyed.len() {
-            // Only the first rows are wanted: the rest need no order among themselves.
-            keyed.select_nth_unstable_by(limit, order);
-            keyed.truncate(limit);
+        let columns: Vec<ColumnIndex> = query.sort.iter().filter_map(sort_column).collect();
+        // The keys of all rows, one after the other: one for each would be an allocation for each.
+        let mut keys: Vec<Value<'t>> = Vec::with_capacity(rows.len() * columns.len());
+        for index in &*rows {
+            keys.extend(columns.iter().map(|column| value(*column, *index)));
         }
-        keyed.sort_unstable_by(order);
-        *rows = keyed.into_iter().map(|(_, index)| index).collect();
+        let key = |nth: usize| &keys[nth * columns.len()..(nth + 1) * columns.len()];
+        let order = |a: &usize, b: &usize| {
+            compare(&query.sort, key(*a), key(*b)).then(rows[*a].cmp(&rows[*b]))
+        };
+        let mut sorted: Vec<usize> = (0..rows.len()).collect();
+        if limit < sorted.len() {
+            // Only the first rows are wanted: the rest need no order among themselves.
+            sorted.select_nth_unstable_by(limit, order);
+            sorted.truncate(limit);
+        }
+        sorted.sort_unstable_by(order);
+        *rows = sorted.into_iter().map(|nth| rows[nth]).collect();
     }
     rows.truncate(limit);
 }
