@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::parse_span;
+
 /// Longest name. Those of today's kernels have about 60 bytes, two of which may be interfaces.
 pub const PARAMETER_NAME_BYTES_MAX: usize = 512;
 
@@ -410,18 +412,7 @@ fn number(text: &str) -> Option<i128> {
 pub fn parse_within(text: &str) -> Result<Duration, String> {
     let wrong =
         || format!("`{}` is no time from 1s to 24h, such as 30s or 5m", text.escape_debug());
-    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
-    let (number, unit) = text.split_at(digits);
-    let unit_ms: u64 = match unit {
-        "ms" => 1,
-        "s" => 1_000,
-        "m" => 60_000,
-        "h" => 3_600_000,
-        _ => return Err(wrong()),
-    };
-    let ms = number.parse::<u64>().ok().and_then(|number| number.checked_mul(unit_ms));
-    let within = ms.map(Duration::from_millis).ok_or_else(wrong)?;
-    if CONFIRM_WITHIN.contains(&within) { Ok(within) } else { Err(wrong()) }
+    parse_span(text).filter(|within| CONFIRM_WITHIN.contains(within)).ok_or_else(wrong)
 }
 
 /// Which change: 16 hexadecimal digits. A change of many hosts has the same on all of them.
