@@ -4,6 +4,7 @@
 //! read holds two pieces, a place and the table that it is told of, never a thread, and that until
 //! [`super::serve`] cuts it.
 
+use std::convert::Infallible;
 use std::future::Future;
 use std::mem;
 use std::pin::Pin;
@@ -12,7 +13,7 @@ use std::task::{Context, Poll};
 use axum::body::Body;
 use bytes::Bytes;
 use hyper::body::Frame;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::task::{JoinError, JoinHandle, spawn_blocking};
 
 /// The least that a piece holds, unless it is the last. A piece costs two switches between threads
@@ -33,6 +34,25 @@ pub(crate) fn begin(pieces: impl Pieces, place: OwnedSemaphorePermit) -> Body {
         // A whole body has a known length, and needs no chunks.
         None => Body::from(made.piece),
         Some(rest) => Body::new(PieceBody { state: State::Made(made.piece, Some(rest)) }),
+    }
+}
+
+/// Pieces that others make, as they come.
+pub fn of_channel(pieces: mpsc::Receiver<Bytes>) -> Body {
+    Body::new(Channel(pieces))
+}
+
+struct Channel(mpsc::Receiver<Bytes>);
+
+impl hyper::body::Body for Channel {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        self.0.poll_recv(context).map(|piece| piece.map(|piece| Ok(Frame::data(piece))))
     }
 }
 

@@ -58,6 +58,7 @@ use stream::Endless;
 pub use accept::choose;
 pub use access::{Access, Anonymous, Listener, Peer, REDACT};
 pub use audit::{AUDIT_BYTES_MAX, Audit, Audited, Did};
+pub use body::of_channel;
 pub use certificate::known_by;
 pub use events::EVENT_COLUMNS_DEFAULT;
 pub use guard::{TARGET_BYTES_MAX, Via, allow, asker};
@@ -65,7 +66,7 @@ pub use kumo_abi::chain;
 pub use payload::{REQUEST_BODY_BYTES_MAX, bytes_of, json_of};
 pub use problem::{PROBLEM_JSON, Refused};
 pub use stream::{STREAM_QUIET_MAX, STREAMS_MAX};
-pub use v2::{Asked, OPEN_PARAMETERS, QUERY_PARAMETERS, parameters};
+pub use v2::{Asked, OPEN_PARAMETERS, QUERY_PARAMETERS, QueryParameters, parameters};
 
 /// Most answers of one [`Api`] under way at once: being made, or being read by their client. Each
 /// holds its table, its rows' numbers, two pieces of about 128 KiB, and up to 1 MiB where it is

@@ -4,20 +4,16 @@
 //! or takes nothing for [`super::serve::WRITE_STALL_MAX`], when he may listen no more, and when the server
 //! stops.
 
-use std::convert::Infallible;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use axum::body::Body;
 use axum::http::{Extensions, HeaderMap, HeaderValue, header};
 use axum::response::Response;
 use bytes::Bytes;
-use hyper::body::Frame;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 
 use super::access::Listener;
+use super::body::of_channel;
 use super::guard::Via;
 use super::{Api, Refused, accept};
 
@@ -152,7 +148,7 @@ pub(super) fn begin(
     let (pieces, receiver) = mpsc::channel(PIECES_AHEAD);
     // At once: the client knows that it misses nothing from now on.
     let _ = pieces.try_send(form.nothing());
-    let mut response = Response::new(Body::new(Channel(receiver)));
+    let mut response = Response::new(of_channel(receiver));
     response.headers_mut().insert(header::CONTENT_TYPE, form.content_type());
     response.extensions_mut().insert(Endless);
     let stopping = request.get::<Stopping>().map(|Stopping(stopping)| stopping.clone());
@@ -168,20 +164,6 @@ pub(super) fn check(request: &Extensions) -> Result<(), Refused> {
     let detail = "streams are told by the node of their own host; of many hosts `kumo ps --all --ended`, \
         or /v2/all/proc?ended=1, tells what has ended";
     Err(Refused::bad_request(detail))
-}
-
-struct Channel(mpsc::Receiver<Bytes>);
-
-impl hyper::body::Body for Channel {
-    type Data = Bytes;
-    type Error = Infallible;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        self.0.poll_recv(context).map(|piece| piece.map(|piece| Ok(Frame::data(piece))))
-    }
 }
 
 #[cfg(test)]

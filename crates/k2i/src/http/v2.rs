@@ -55,7 +55,7 @@ pub(super) struct Paths;
 #[derive(IntoParams)]
 #[into_params(parameter_in = Query)]
 #[expect(dead_code, reason = "it is its form that is shown")]
-pub(super) struct QueryParameters {
+pub struct QueryParameters {
     /// Columns with commas in between, or aggregates: `count()`, `sum(COLUMN)`, `max(COLUMN)`; with `+`
     /// in front they are added to the usual ones
     columns: Option<String>,
@@ -63,7 +63,7 @@ pub(super) struct QueryParameters {
     filter: Option<String>,
     /// Columns to sort by, each with `-` in front for the largest first
     sort: Option<String>,
-    /// How many rows at most
+    /// How many rows at most, of all hosts together where many are asked
     #[param(minimum = 1, maximum = 4_294_967_295_u32)]
     limit: Option<u64>,
     /// Columns to group by; others are aggregates then

@@ -11,7 +11,7 @@ use axum::http::{Extensions, HeaderMap, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use bytes::Bytes;
-use k2i::http::{Asked, QUERY_PARAMETERS, Refused, asker, choose, parameters};
+use k2i::http::{Asked, QUERY_PARAMETERS, QueryParameters, Refused, asker, choose, parameters};
 use kumo_abi::merge::{self, Answered, Finished, Listed, Plan};
 use kumo_abi::relation::RELATIONS;
 use kumo_abi::{HostId, QueryText, Relation};
@@ -22,7 +22,7 @@ use tokio::time::timeout;
 use utoipa::OpenApi;
 
 use super::gather::{Gather, Tally};
-use super::openapi::{RowParameters, RowsOfMany, ScopeParameters};
+use super::openapi::{RowsOfMany, ScopeParameters};
 use super::scope::{self, Scope};
 use super::{JSON, NDJSON, PLACE_WAIT_MAX, Reply, Shared, body};
 use crate::answer::Question;
@@ -57,7 +57,7 @@ impl Shared {
 /// Every host that was asked is in it or named as missing. As lines (NDJSON) the last one says who is in it.
 #[utoipa::path(
     get, path = "/v2/all/proc",
-    params(RowParameters, ScopeParameters),
+    params(QueryParameters, ScopeParameters),
     responses(
         (status = 200, content((RowsOfMany = "application/json"), (String = "application/x-ndjson"))),
         (status = 504, description = "No host answered"),

@@ -8,16 +8,12 @@ use std::task::{Context, Poll};
 use axum::body::Body;
 use bytes::Bytes;
 use hyper::body::Frame;
-use tokio::sync::mpsc;
+
+pub(super) use k2i::http::of_channel;
 
 /// Pieces that are there, one after the other. `held` is dropped when all are sent, or nobody reads.
 pub(super) fn of_pieces(pieces: Vec<Bytes>, held: impl Send + Unpin + 'static) -> Body {
     Body::new(Pieces { pieces: pieces.into(), _held: held })
-}
-
-/// Pieces that are still to come.
-pub(super) fn of_channel(pieces: mpsc::Receiver<Bytes>) -> Body {
-    Body::new(Channel(pieces))
 }
 
 struct Pieces<T> {
@@ -34,19 +30,5 @@ impl<T: Unpin> hyper::body::Body for Pieces<T> {
         _: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         Poll::Ready(self.pieces.pop_front().map(|piece| Ok(Frame::data(piece))))
-    }
-}
-
-struct Channel(mpsc::Receiver<Bytes>);
-
-impl hyper::body::Body for Channel {
-    type Data = Bytes;
-    type Error = Infallible;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        self.0.poll_recv(context).map(|piece| piece.map(|piece| Ok(Frame::data(piece))))
     }
 }

@@ -17,7 +17,7 @@ use utoipa::OpenApi;
 
 use super::all::push_query;
 use super::gather::{Gather, in_words};
-use super::openapi::SignalForm;
+use super::openapi::{HostParameters, SignalForm, WaitParameters};
 use super::scope::{self, Chosen, Scope};
 use super::{JSON, Reply, Shared};
 use crate::answer::{Question, TEXT, document_text};
@@ -58,10 +58,9 @@ pub(super) async fn read(
 #[utoipa::path(
     post, path = "/v2/hosts/{dc}/{host}/proc/{id}/signal",
     params(
-        ("dc" = String, Path, description = "Data centre of the host"),
-        ("host" = String, Path, description = "Its name"),
+        HostParameters,
         ("id" = String, Path, description = "PID or PID@START, as column `id` shows it"),
-        ("wait_ms" = Option<u64>, Query, description = "How long the host is waited for", minimum = 10, maximum = 60_000),
+        WaitParameters,
     ),
     request_body = SignalForm,
     responses(

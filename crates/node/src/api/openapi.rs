@@ -162,7 +162,7 @@ pub(super) struct ScopeParameters {
 #[derive(IntoParams)]
 #[into_params(parameter_in = Path)]
 #[expect(dead_code, reason = "it is its form that is shown")]
-struct HostParameters {
+pub(super) struct HostParameters {
     /// Data centre of the host
     dc: String,
     /// Its name
@@ -173,36 +173,39 @@ struct HostParameters {
 #[derive(IntoParams)]
 #[into_params(parameter_in = Query)]
 #[expect(dead_code, reason = "it is its form that is shown")]
-struct WaitParameters {
+pub(super) struct WaitParameters {
     /// How long the host is waited for, in milliseconds
     #[param(minimum = 10, maximum = 60_000)]
     wait_ms: Option<u64>,
 }
 
-/// The parameters of a query for rows of many hosts: those of one but `since`.
+/// Which kernel parameter.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Path)]
+#[expect(dead_code, reason = "it is its form that is shown")]
+pub(super) struct ParameterPath {
+    /// As sysctl(8) writes it: `vm.swappiness` or `vm/swappiness`
+    name: String,
+}
+
+/// How a kernel parameter is changed.
 #[derive(IntoParams)]
 #[into_params(parameter_in = Query)]
 #[expect(dead_code, reason = "it is its form that is shown")]
-pub(super) struct RowParameters {
-    /// Columns with commas in between, or aggregates
-    columns: Option<String>,
-    /// A condition in CEL over the columns
-    filter: Option<String>,
-    /// Columns to sort by, each with `-` in front for the largest first
-    sort: Option<String>,
-    /// How many rows at most, of all hosts together
-    #[param(minimum = 1, maximum = 4_294_967_295_u32)]
-    limit: Option<u64>,
-    /// Columns to group by
-    group: Option<String>,
-    /// 1 for processes that have ended
-    #[param(pattern = "^[01]$")]
-    ended: Option<String>,
-    /// The table as it was then: RFC 3339, milliseconds since the Unix epoch, or a span before now: -600s
-    at: Option<String>,
-    /// How old the tables may be, in milliseconds
-    #[param(minimum = 0, maximum = 60_000)]
-    max_age_ms: Option<u64>,
+pub(super) struct SetParameters {
+    /// 1: says what would change
+    dry_run: Option<String>,
+    /// Taken back after this time unless confirmed: 30s, 5m
+    confirm_within: Option<String>,
+}
+
+/// Which change of kernel parameters.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Path)]
+#[expect(dead_code, reason = "it is its form that is shown")]
+pub(super) struct ChangePath {
+    /// Number of the change
+    id: String,
 }
 
 /// A host by its names.

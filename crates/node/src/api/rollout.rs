@@ -31,6 +31,7 @@ use utoipa::OpenApi;
 
 use super::all::{document, id, respond, tally_json};
 use super::gather::{Gather, Tally, in_words};
+use super::openapi::{ChangePath, ParameterPath, ScopeParameters, SetParameters};
 use super::scope::{self, Chosen, Scope, Wait};
 use super::sysctl::{
     Asked, End, HOW, How, check_right, parse_id, question_of_end, question_of_set, read_body,
@@ -166,7 +167,7 @@ pub(super) struct Paths;
 
 /// What was changed stays, on many hosts
 #[utoipa::path(
-    post, path = "/v2/all/sysctl-changes/{id}/confirm", params(("id" = String, Path, description = "Number of the change"), ("dc" = Option<String>, Query, description = "Only hosts of these data centres"), ("where" = Option<String>, Query, description = "Only hosts that fulfil this condition (CEL)"), ("wait_ms" = Option<u64>, Query, description = "How long hosts are waited for")),
+    post, path = "/v2/all/sysctl-changes/{id}/confirm", params(ChangePath, ScopeParameters),
     responses(
         (status = 200, body = Object), (status = 409, description = "It is not known who is meant"),
         (status = 504, description = "No host answered"),
@@ -183,7 +184,7 @@ pub(super) async fn confirm(
 
 /// The old values come back, on many hosts
 #[utoipa::path(
-    post, path = "/v2/all/sysctl-changes/{id}/rollback", params(("id" = String, Path, description = "Number of the change"), ("dc" = Option<String>, Query, description = "Only hosts of these data centres"), ("where" = Option<String>, Query, description = "Only hosts that fulfil this condition (CEL)"), ("wait_ms" = Option<u64>, Query, description = "How long hosts are waited for")),
+    post, path = "/v2/all/sysctl-changes/{id}/rollback", params(ChangePath, ScopeParameters),
     responses(
         (status = 200, body = Object), (status = 409, description = "It is not known who is meant"),
         (status = 504, description = "No host answered"),
@@ -225,7 +226,7 @@ async fn end(
 #[utoipa::path(
     put, path = "/v2/all/sysctl/{name}",
     params(
-        ("name" = String, Path, description = "As sysctl(8) writes it: vm.swappiness or vm/swappiness"), ("dry_run" = Option<String>, Query, description = "1: says what would change"), ("confirm_within" = Option<String>, Query, description = "Taken back after this time unless confirmed: 30s, 5m"), ("dc" = Option<String>, Query, description = "Only hosts of these data centres"), ("where" = Option<String>, Query, description = "Only hosts that fulfil this condition (CEL)"), ("wait_ms" = Option<u64>, Query, description = "How long hosts are waited for"),
+        ParameterPath, SetParameters, ScopeParameters,
         ("canary" = Option<String>, Query, description = "Who gets it first: 10%, 1, or waves: 1,10%,50%"),
         ("check" = Option<String>, Query, description = "What must hold of each host meanwhile (CEL)"),
         ("watch" = Option<String>, Query, description = "How long each wave is watched"),

@@ -25,6 +25,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 use utoipa::OpenApi;
 
+use super::openapi::{ChangePath, HostParameters, ParameterPath, SetParameters, WaitParameters};
 use super::scope::{self, Scope};
 use super::{Reply, Shared, all, json as document, one, rollout};
 use crate::answer::Question;
@@ -169,7 +170,7 @@ async fn block<T: Send + 'static>(
 /// Changes a kernel parameter of this host
 #[utoipa::path(
     put, path = "/v2/sysctl/{name}",
-    params(("name" = String, Path, description = "As sysctl(8) writes it: vm.swappiness or vm/swappiness"), ("dry_run" = Option<String>, Query, description = "1: says what would change"), ("confirm_within" = Option<String>, Query, description = "Taken back after this time unless confirmed: 30s, 5m")),
+    params(ParameterPath, SetParameters),
     request_body(content = Object),
     responses(
         (status = 200, body = Object), (status = 409, description = "It is being changed already"),
@@ -292,7 +293,7 @@ const WHY_CHARS_MAX: usize = 500;
 
 /// What was changed stays
 #[utoipa::path(
-    post, path = "/v2/sysctl-changes/{id}/confirm", params(("id" = String, Path, description = "Number of the change")),
+    post, path = "/v2/sysctl-changes/{id}/confirm", params(ChangePath),
     responses((status = 200, body = Object), (status = 409, description = "The change has ended")),
 )]
 async fn confirm(
@@ -305,7 +306,7 @@ async fn confirm(
 
 /// The old value comes back, at once
 #[utoipa::path(
-    post, path = "/v2/sysctl-changes/{id}/rollback", params(("id" = String, Path, description = "Number of the change")),
+    post, path = "/v2/sysctl-changes/{id}/rollback", params(ChangePath),
     responses((status = 200, body = Object), (status = 409, description = "The change has ended")),
 )]
 async fn rollback(
@@ -344,7 +345,7 @@ async fn end(
 /// Changes a kernel parameter of one host, asked through this node
 #[utoipa::path(
     put, path = "/v2/hosts/{dc}/{host}/sysctl/{name}",
-    params(("dc" = String, Path, description = "Data centre"), ("host" = String, Path, description = "Host"), ("name" = String, Path, description = "As sysctl(8) writes it: vm.swappiness or vm/swappiness"), ("dry_run" = Option<String>, Query, description = "1: says what would change"), ("confirm_within" = Option<String>, Query, description = "Taken back after this time unless confirmed: 30s, 5m")),
+    params(HostParameters, ParameterPath, SetParameters, WaitParameters),
     request_body(content = Object),
     responses(
         (status = 200, body = Object), (status = 409, description = "It is being changed already"),
@@ -381,7 +382,10 @@ async fn set_of_one(
 /// Ends a change on one host, asked through this node
 #[utoipa::path(
     post, path = "/v2/hosts/{dc}/{host}/sysctl-changes/{id}/{what}",
-    params(("dc" = String, Path, description = "Data centre"), ("host" = String, Path, description = "Host"), ("id" = String, Path, description = "Number of the change"), ("what" = String, Path, description = "confirm or rollback")),
+    params(
+        HostParameters, ChangePath, WaitParameters,
+        ("what" = String, Path, description = "confirm or rollback"),
+    ),
     responses(
         (status = 200, body = Object), (status = 409, description = "The change has ended"),
         (status = 502, description = "The host does not answer this"),
