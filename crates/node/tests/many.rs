@@ -180,7 +180,7 @@ fn what_is_refused_is_explained() {
         ("GET", "/v2/hosts/tokyo/web-2/host", 404, "there is no host tokyo/web-2"),
         ("GET", "/v2/hosts/tokyo/..%2Fx/host", 400, "is no host"),
         ("POST", "/v2/hosts/tokyo/web-1/proc/x/signal", 400, "the body is not JSON"),
-        ("POST", "/v2/cluster/tokens", 400, "the body is not what this takes"),
+        ("POST", "/v2/cluster/tokens", 400, r#"the body is not {"ttl_s":3600,"uses":1}"#),
         ("POST", "/v2/all/proc", 405, "does not take POST"),
         ("GET", "/v2/cluster/reopen", 405, "does not take GET"),
     ];

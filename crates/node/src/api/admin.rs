@@ -82,7 +82,8 @@ struct NewToken {
     ),
 )]
 async fn token(State(shared): State<Shared>, request: Request) -> Reply {
-    let NewToken { dc, ttl_s, uses, gateway } = read(request).await?;
+    let asked: NewToken = read(request, "{\"ttl_s\":3600,\"uses\":1}").await?;
+    let NewToken { dc, ttl_s, uses, gateway } = asked;
     let role = if gateway { Role::Gateway } else { Role::Member };
     let ask = TokenAsk { dc, ttl: Duration::from_secs(ttl_s), uses, role };
     let fabric = fabric(&shared)?;
@@ -125,7 +126,7 @@ async fn evict(State(shared): State<Shared>, request: Request) -> Reply {
         dc: DcName,
         host: HostName,
     }
-    let Who { dc, host } = read(request).await?;
+    let Who { dc, host } = read(request, "{\"dc\":\"tokyo\",\"host\":\"web-1\"}").await?;
     let host = HostId { dc, host };
     let keys = fabric(&shared)?.evict(&host).await.map_err(|error| {
         let (status, name, title) = match error {
@@ -144,10 +145,10 @@ async fn evict(State(shared): State<Shared>, request: Request) -> Reply {
     Ok(did(document(StatusCode::OK, &json!({ "keys": keys })), format!("evicted {host}")))
 }
 
-/// The body of a request that only those may make who manage the cluster.
-async fn read<T: DeserializeOwned>(request: Request) -> Result<T, Refused> {
+/// The body of a request that only those may make who manage the cluster; it is like `form`.
+async fn read<T: DeserializeOwned>(request: Request, form: &str) -> Result<T, Refused> {
     manages(&request)?;
-    json_of(request, "what this takes").await
+    json_of(request, form).await
 }
 
 /// The fabric, where there is one.

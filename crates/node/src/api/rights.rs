@@ -219,7 +219,7 @@ struct ToRevoke {
 async fn revoke(State(shared): State<Shared>, request: Request) -> Reply {
     manages(&request)?;
     let by = asker(request.extensions()).who.to_string();
-    let asked: ToRevoke = json_of(request, "what this takes").await?;
+    let asked: ToRevoke = json_of(request, "{\"key\":\"…\"} or {\"certificate\":\"…\"}").await?;
     let (key, name) = match (asked.certificate, asked.key) {
         (Some(pem), None) => known_by(pem.as_bytes())
             .ok_or_else(|| Refused::bad_request("`certificate` is no certificate in PEM"))?,
