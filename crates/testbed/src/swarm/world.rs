@@ -186,8 +186,11 @@ impl World {
                 http,
                 lease: self.lease,
             };
+            // One data centre after the other: what the coming of each host makes all others do is what a thousand
+            // need most of their time for, and they share these cores.
             let mut worker = Worker::spawn(&mut worker(), hosts)?;
             worker.tell(&Order::Start(start))?;
+            self.ports.extend(worker.hear()?.ports);
             self.workers.push(worker);
         }
         let common = Common {
@@ -215,9 +218,6 @@ impl World {
                 }
             });
             self.watchers.insert(dc.name.clone(), host);
-        }
-        for worker in &mut self.workers {
-            self.ports.extend(worker.hear()?.ports);
         }
         Ok(())
     }
