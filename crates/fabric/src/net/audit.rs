@@ -152,8 +152,16 @@ impl Evidence {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
+    use kumo_abi::cluster::HostState;
+    use kumo_pki::Authority;
+    use tokio::time::sleep;
+
     use super::*;
     use crate::members::Seen;
+    use crate::net::watch::tests::{gateway, node, until};
+    use crate::wall_ms;
 
     fn id(name: &str) -> HostId {
         name.parse().expect("a host")
@@ -173,6 +181,52 @@ mod tests {
         let told = told.map(|told| told.iter().map(|name| id(name)).collect());
         let lasting = evidence.add(BTreeMap::from([(id("osaka/gw"), told)]), members);
         lasting.into_iter().flat_map(|(_, hosts)| hosts).map(|host| host.to_string()).collect()
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn gateways_tell_with_whom_they_have_links_and_a_new_link_kills_nobody() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let cluster = "acme".parse().expect("a name");
+        let authority = Authority::create(&cluster, wall_ms()).expect("an authority");
+        let gateways = [gateway("tokyo/gw"), gateway("osaka/gw")];
+        let tokyo = node(&authority, dir.path(), "tokyo/gw", &gateways).await;
+        let osaka = node(&authority, dir.path(), "osaka/gw", &gateways).await;
+        let member = node(&authority, dir.path(), "osaka/a", &gateways).await;
+        let hosts = ["tokyo/gw", "osaka/gw", "osaka/a"].map(id);
+        for of in [&tokyo, &osaka, &member] {
+            for host in &hosts {
+                until(of, host, HostState::Alive).await;
+            }
+        }
+        let shared = &tokyo.parts.shared;
+        let began = Instant::now();
+        // Links that are young are not spoken of.
+        while ask(shared, &hosts[1]).await.is_none_or(|linked| !linked.contains(&hosts[2])) {
+            assert!(began.elapsed() < Duration::from_secs(60), "osaka/gw does not tell of osaka/a");
+            sleep(Duration::from_millis(50)).await;
+        }
+        let mut changes = tokyo.events();
+        let links = tokyo.parts.links.load_full().expect("links");
+        links.end_link(&hosts[1]);
+        let is_new = |age_ms: u64| age_ms < 5_000;
+        while !tokyo.links().iter().any(|link| link.peer == hosts[1] && is_new(link.age_ms)) {
+            assert!(began.elapsed() < Duration::from_secs(60), "the link is not made anew");
+            sleep(Duration::from_millis(5)).await;
+        }
+        while ask(shared, &hosts[1]).await.is_none_or(|linked| !linked.contains(&hosts[2])) {
+            assert!(
+                began.elapsed() < Duration::from_secs(60),
+                "nothing is heard over the new link"
+            );
+            sleep(Duration::from_millis(50)).await;
+        }
+        for host in &hosts {
+            until(&tokyo, host, HostState::Alive).await;
+        }
+        drop(links);
+        while let Ok(change) = changes.try_recv() {
+            assert_ne!(change.state, HostState::Dead, "{change:?}");
+        }
     }
 
     #[test]

@@ -374,7 +374,7 @@ async fn tell_end(shared: &Shared, host: &HostId, incarnation: u64) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::time::Instant;
 
     use bytes::Bytes;
@@ -398,18 +398,20 @@ mod tests {
         }
     }
 
-    async fn node(authority: &Authority, dir: &std::path::Path, host: &str, port: u16) -> Fabric {
+    /// A node of a cluster with these gateways, of which it may be one.
+    pub(crate) async fn node(
+        authority: &Authority,
+        dir: &std::path::Path,
+        host: &str,
+        gateways: &[Gateway],
+    ) -> Fabric {
         let host: HostId = host.parse().expect("a host");
-        let gateway: HostId = "tokyo/gw".parse().expect("a host");
-        let role = if host == gateway { Role::Gateway } else { Role::Member };
+        let own = gateways.iter().find(|gateway| gateway.host == host);
+        let role = if own.is_some() { Role::Gateway } else { Role::Member };
         let mut identity = Identity::issue(authority, &host, role, wall_ms()).expect("an identity");
-        let address = format!("127.0.0.1:{port}");
-        match role {
-            Role::Gateway => identity.listen = Some(address.parse().expect("an address")),
-            Role::Member => {
-                identity.gateways = vec![Gateway { host: gateway, addresses: vec![address] }];
-            }
-        }
+        identity.listen = own.map(|own| own.addresses[0].parse().expect("an address"));
+        identity.gateways =
+            gateways.iter().filter(|gateway| gateway.host != host).cloned().collect();
         let card = Card {
             role,
             version: String::new(),
@@ -421,13 +423,20 @@ mod tests {
             call_addresses: Vec::new(),
             labels: BTreeMap::new(),
         };
-        let run_dir = dir.join(host.host.as_str());
+        let run_dir = dir.join(format!("{}-{}", host.dc, host.host));
         let config =
             FabricConfig { identity, state_dir: None, run_dir, card, calls: false, lease: None };
         Fabric::open(config, Arc::new(Mute)).await.expect("a fabric")
     }
 
-    async fn until(fabric: &Fabric, host: &HostId, state: HostState) {
+    /// One with an address that is its own until it listens there.
+    pub(crate) fn gateway(host: &str) -> Gateway {
+        let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr());
+        let address = port.expect("a free port").to_string();
+        Gateway { host: host.parse().expect("a host"), addresses: vec![address] }
+    }
+
+    pub(crate) async fn until(fabric: &Fabric, host: &HostId, state: HostState) {
         let began = Instant::now();
         loop {
             let hosts = fabric.hosts();
@@ -504,11 +513,9 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let cluster = "acme".parse().expect("a name");
         let authority = Authority::create(&cluster, wall_ms()).expect("an authority");
-        // Ours until the gateway listens there.
-        let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr());
-        let port = port.expect("a free port").port();
-        let gateway = node(&authority, dir.path(), "tokyo/gw", port).await;
-        let member = node(&authority, dir.path(), "tokyo/a", port).await;
+        let gateways = [gateway("tokyo/gw")];
+        let gateway = node(&authority, dir.path(), "tokyo/gw", &gateways).await;
+        let member = node(&authority, dir.path(), "tokyo/a", &gateways).await;
         for (of, host) in [(&gateway, &member), (&member, &gateway)] {
             let (host, incarnation) = (host.identity().host.clone(), host.incarnation());
             until(of, &host, HostState::Alive).await;
