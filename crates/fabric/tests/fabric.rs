@@ -12,7 +12,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use kumo_abi::HostId;
-use kumo_abi::cluster::{Card, HostState, Outcome, Role};
+use kumo_abi::cluster::{Card, HostInfo, HostState, Outcome, Role};
 use kumo_fabric::identity::{Gateway, Identity};
 use kumo_fabric::peer::PeerAnswerer;
 use kumo_fabric::pki::Authority;
@@ -156,8 +156,7 @@ fn state(node: &Fabric, host: &str) -> Option<HostState> {
 }
 
 fn sees(node: &Fabric, count: usize) -> bool {
-    let is_known =
-        |info: &&kumo_abi::cluster::HostInfo| info.state == HostState::Alive && info.card.is_some();
+    let is_known = |info: &&HostInfo| info.state == HostState::Alive && info.card.is_some();
     node.hosts().iter().filter(is_known).count() == count
 }
 
@@ -298,6 +297,16 @@ async fn who_leaves_and_who_dies_is_told_apart() {
     let (names, outcomes) = told(&ask(&far, "who", true, ASK_WAIT_MS).await);
     assert_eq!(names, ["osaka/gw-1", "tokyo/c", "tokyo/d", "tokyo/gw-2"], "{outcomes:?}");
     assert!(matches!(outcomes["tokyo/b"], Outcome::Dead { .. }), "{outcomes:?}");
+    // Living, dead and gone: one alone, and all without their cards, are what the list says.
+    let (hosts, bare) = (second.hosts(), second.states());
+    for (listed, bare) in hosts.iter().zip(&bare) {
+        let one = second.host(&listed.id).expect("it is listed");
+        let of = |info: &HostInfo| (info.id.clone(), info.state, info.incarnation);
+        assert_eq!((of(&one), of(bare)), (of(listed), of(listed)));
+        assert_eq!((&one.card, &bare.card), (&listed.card, &None));
+    }
+    assert_eq!((hosts.len(), bare.len()), (7, 7));
+    assert_eq!(second.host(&id("tokyo/x")), None);
     if !pace.can_judge() {
         return;
     }

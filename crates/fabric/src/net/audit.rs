@@ -9,7 +9,7 @@
 //! before the next.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
 use kumo_abi::HostId;
@@ -41,15 +41,20 @@ const LACKING_MAX: usize = 3;
 /// # Errors
 /// Zenoh's words.
 pub(crate) async fn declare(
-    shared: &Shared,
+    shared: &Arc<Shared>,
     session: &Session,
     links: &Arc<Links>,
 ) -> zenoh::Result<Queryable<()>> {
-    let links: Weak<Links> = Arc::downgrade(links);
+    let (at, links) = (Arc::downgrade(shared), Arc::downgrade(links));
     let answer = move |query: Query| {
-        let Some(links) = links.upgrade() else { return };
-        let linked: Vec<HostId> =
-            links.linked(LINK_AGE_MIN).into_iter().map(|(id, _)| id).collect();
+        let (Some(shared), Some(links)) = (at.upgrade(), links.upgrade()) else { return };
+        let linked: Vec<HostId> = {
+            let members = shared.members();
+            // Whom nobody hears of here others cannot hear of by us.
+            let is_heard = |id: &HostId| members.find(id).is_some_and(Member::is_present);
+            let linked = links.linked(LINK_AGE_MIN).into_iter().map(|(id, _)| id);
+            linked.filter(is_heard).collect()
+        };
         let Ok(bytes) = postcard::to_allocvec(&linked) else { return };
         // It needs no task: nothing waits here.
         if let Err(error) = query.reply(query.key_expr(), bytes).wait() {
@@ -87,7 +92,8 @@ pub(crate) async fn audit(shared: Arc<Shared>, links: Arc<Links>) {
             let (count, first) =
                 (lacking.len(), lacking.first().map_or_else(String::new, HostId::to_string));
             tracing::warn!(
-                "nothing is heard here of {count} hosts that {gateway} has links with, such as {first}: the link with it is made anew"
+                "nothing is heard here of {first} ({count} in all), with which {gateway} has a link: \
+                 the link with {gateway} is made anew"
             );
             links.end_link(&gateway);
         }
@@ -99,7 +105,9 @@ async fn ask(shared: &Shared, gateway: &HostId) -> Option<Vec<HostId>> {
     let session = shared.session()?;
     let replies = session.get(shared.keys.audit(gateway)).timeout(AUDIT_TIME_MAX).await.ok()?;
     let reply = replies.recv_async().await.ok()?.into_result().ok()?;
-    postcard::from_bytes(&bytes_of(reply.payload())).ok()
+    let mut linked: Vec<HostId> = postcard::from_bytes(&bytes_of(reply.payload())).ok()?;
+    linked.retain(|host| *host != shared.me);
+    Some(linked)
 }
 
 /// What gateways lacked, time after time.
@@ -159,7 +167,7 @@ mod tests {
     use tokio::time::sleep;
 
     use super::*;
-    use crate::members::Seen;
+    use crate::members::{SILENT_GRACE_MS, Seen};
     use crate::net::watch::tests::{gateway, node, until};
     use crate::wall_ms;
 
@@ -207,6 +215,7 @@ mod tests {
         }
         let mut changes = tokyo.events();
         let links = tokyo.parts.links.load_full().expect("links");
+        let ended = Instant::now();
         links.end_link(&hosts[1]);
         let is_new = |age_ms: u64| age_ms < 5_000;
         while !tokyo.links().iter().any(|link| link.peer == hosts[1] && is_new(link.age_ms)) {
@@ -223,9 +232,10 @@ mod tests {
         for host in &hosts {
             until(&tokyo, host, HostState::Alive).await;
         }
-        drop(links);
+        // On a machine that is busier than hosts have time to come back nothing can be said.
+        let is_prompt = ended.elapsed() < Duration::from_millis(SILENT_GRACE_MS / 2);
         while let Ok(change) = changes.try_recv() {
-            assert_ne!(change.state, HostState::Dead, "{change:?}");
+            assert!(change.state != HostState::Dead || !is_prompt, "{change:?}");
         }
     }
 

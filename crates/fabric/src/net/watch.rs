@@ -419,7 +419,7 @@ pub(crate) mod tests {
             architecture: String::new(),
             cpus: 1,
             memory: 1,
-            addresses: Vec::new(),
+            addresses: own.map(|own| own.addresses.clone()).unwrap_or_default(),
             call_addresses: Vec::new(),
             labels: BTreeMap::new(),
         };
