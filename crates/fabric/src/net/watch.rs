@@ -17,7 +17,7 @@ use zenoh::query::{Query, Queryable};
 use zenoh::sample::{Sample, SampleKind};
 
 use crate::link::{How, LinkEnd};
-use crate::members::{Members, Seen};
+use crate::members::{Member, Members, Seen};
 use crate::shared::Shared;
 
 /// It is looked so often, where nothing happens, whether this host itself stood still.
@@ -33,7 +33,10 @@ const SIGHTINGS_MAX: usize = 1_000;
 /// the verdict is not spoken yet.
 const FIRST_LOOK_MS: u64 = 60;
 
-/// Between the two looks that find a token.
+/// So long after an obituary it is looked whether the token is gone where it counts as there.
+const OBITUARY_LOOK_MS: u64 = 1_000;
+
+/// Between the two looks that find a token, or that find it gone.
 const AGAIN_MS: u64 = 100;
 
 /// So many of the hosts that are not there are looked for each so often, in turn. And as many of those that have
@@ -122,7 +125,7 @@ pub(crate) async fn decide(
     shared: Arc<Shared>,
     mut seen: mpsc::UnboundedReceiver<Seen>,
     gateways: mpsc::UnboundedSender<HostId>,
-    doubtful: mpsc::UnboundedSender<HostId>,
+    doubtful: mpsc::UnboundedSender<(HostId, Cause)>,
 ) {
     let mut looked_ms = shared.now_ms();
     loop {
@@ -148,8 +151,10 @@ pub(crate) async fn decide(
                 // It fails when this node stops.
                 let _ = gateways.send(host.clone());
             }
-            if let Seen::Down { host, .. } | Seen::Ended { host, .. } = &sighting {
-                let _ = doubtful.send(host.clone());
+            match &sighting {
+                Seen::Down { host, .. } => drop(doubtful.send((host.clone(), Cause::Vanished))),
+                Seen::Ended { host, .. } => drop(doubtful.send((host.clone(), Cause::Obituary))),
+                _ => (),
             }
             changes.extend(see(&mut members, sighting, &shared.me, now_ms));
         }
@@ -210,7 +215,7 @@ pub(crate) async fn tell_ends(
 /// found at two looks, for an answer may be overtaken too.
 pub(crate) async fn verify(
     shared: Arc<Shared>,
-    mut doubtful: mpsc::UnboundedReceiver<HostId>,
+    mut doubtful: mpsc::UnboundedReceiver<(HostId, Cause)>,
     sightings: Sightings,
 ) {
     let mut looks: BTreeMap<HostId, Look> = BTreeMap::new();
@@ -221,10 +226,18 @@ pub(crate) async fn verify(
         let next_ms = due_ms.unwrap_or(round_ms).min(round_ms);
         let wait = Duration::from_millis(next_ms.saturating_sub(shared.now_ms()));
         match timeout(wait, doubtful.recv()).await {
-            Ok(Some(host)) => {
-                let now_ms = shared.now_ms();
-                let look = || Look::at(now_ms + FIRST_LOOK_MS, Cause::Vanished);
-                looks.entry(host).or_insert_with(look);
+            Ok(Some((host, cause))) => {
+                let wait_ms = match cause {
+                    Cause::Obituary => OBITUARY_LOOK_MS,
+                    _ => FIRST_LOOK_MS,
+                };
+                let look = Look::at(shared.now_ms() + wait_ms, cause);
+                // An obituary is the last that is heard of most.
+                if look.cause == Cause::Obituary {
+                    looks.insert(host, look);
+                } else {
+                    looks.entry(host).or_insert(look);
+                }
                 continue;
             }
             Ok(None) => return,
@@ -242,12 +255,17 @@ pub(crate) async fn verify(
             looks.retain(|host, look| now_ms < look.at_ms || look.is_wanted(&members, host));
         }
         let due = looks.iter().filter(|(_, look)| look.at_ms <= now_ms);
-        let due: Vec<HostId> = due.map(|(host, _)| host.clone()).take(LOOKS_MAX).collect();
+        let due = due.map(|(host, look)| (host.clone(), look.expects_token()));
+        let due: Vec<(HostId, bool)> = due.take(LOOKS_MAX).collect();
         let mut asked = JoinSet::new();
-        for host in due {
+        for (host, expects_token) in due {
             let shared = Arc::clone(&shared);
             asked.spawn(async move {
-                let missed = missed(&shared, &host).await;
+                let missed = if expects_token {
+                    gone(&shared, &host).await
+                } else {
+                    missed(&shared, &host).await
+                };
                 (host, missed)
             });
         }
@@ -276,10 +294,13 @@ struct Look {
 }
 
 /// Why a host's token is looked for.
-#[derive(PartialEq, Eq)]
-enum Cause {
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Cause {
     /// It vanished.
     Vanished,
+    /// Its host's kernel ended a connection: where it counts as there, it came back, or that it went was
+    /// overtaken by that it came.
+    Obituary,
     /// It is not there, and it is this host's turn.
     Turn,
     /// The look before found what contradicts the rules.
@@ -296,10 +317,13 @@ impl Look {
     fn is_wanted(&self, members: &Members, host: &HostId) -> bool {
         match self.cause {
             Cause::Vanished => members.is_in_doubt(host),
-            Cause::Turn | Cause::Found(_) => {
-                members.find(host).is_none_or(|member| !member.is_present())
-            }
+            _ => members.find(host).is_some_and(Member::is_present) == self.expects_token(),
         }
+    }
+
+    /// Whether it is looked for to see that it is gone.
+    fn expects_token(&self) -> bool {
+        matches!(self.cause, Cause::Obituary | Cause::Found(Seen::Down { .. }))
     }
 }
 
@@ -341,9 +365,26 @@ async fn missed(shared: &Shared, host: &HostId) -> Option<Seen> {
     let session = shared.session()?;
     let token = newest_token(shared, &session, host).await;
     let seen = shared.members().contradiction(host, token)?;
-    let replies = session.get(shared.keys.here(host)).timeout(LOOK_TIME_MAX).await.ok()?;
-    let answered = replies.recv_async().await.is_ok_and(|reply| reply.result().is_ok());
-    answered.then_some(seen)
+    answers(shared, &session, host).await.then_some(seen)
+}
+
+/// The reverse: the rules say that it is there, but there is no token, and it does not answer.
+async fn gone(shared: &Shared, host: &HostId) -> Option<Seen> {
+    let session = shared.session()?;
+    let incarnation = shared.members().find(host)?.incarnation;
+    if newest_token(shared, &session, host).await.is_some() || answers(shared, &session, host).await
+    {
+        return None;
+    }
+    Some(Seen::Down { host: host.clone(), incarnation })
+}
+
+/// Whether a host says that it is there.
+async fn answers(shared: &Shared, session: &Session, host: &HostId) -> bool {
+    let Ok(replies) = session.get(shared.keys.here(host)).timeout(LOOK_TIME_MAX).await else {
+        return false;
+    };
+    replies.recv_async().await.is_ok_and(|reply| reply.result().is_ok())
 }
 
 /// The newest token of a host that Zenoh knows of: its role and incarnation.
@@ -487,25 +528,25 @@ pub(crate) mod tests {
         let up = |name: &str, role| Seen::Up { host: id(name), role, incarnation: 1 };
         let down = |name: &str| Seen::Down { host: id(name), incarnation: 1 };
         let wanted = |members: &Members| {
-            let found = Cause::Found(up(host, Role::Member));
-            let causes = [Cause::Vanished, Cause::Turn, found];
-            causes.map(|cause| Look::at(0, cause).is_wanted(members, &id(host)))
+            let found = [up(host, Role::Member), down(host)].map(Cause::Found);
+            let causes = [Cause::Vanished, Cause::Turn, Cause::Obituary].into_iter().chain(found);
+            causes.map(|cause| Look::at(0, cause).is_wanted(members, &id(host))).collect::<Vec<_>>()
         };
         // Never seen: there is nothing that could vanish.
-        assert_eq!(wanted(&members), [false, true, true]);
+        assert_eq!(wanted(&members), [false, true, false, true, false]);
         members.see(up(gateway, Role::Gateway), 0);
         members.see(up(host, Role::Member), 0);
-        assert_eq!(wanted(&members), [false, false, false]);
+        assert_eq!(wanted(&members), [false, false, true, false, true]);
         members.see(down(host), 1_000);
-        assert_eq!(wanted(&members), [true, true, true]);
+        assert_eq!(wanted(&members), [true, true, false, true, false]);
         // Without any gateway of its data centre nobody knows.
         members.see(down(gateway), 1_010);
-        assert_eq!(wanted(&members), [false, true, true]);
+        assert_eq!(wanted(&members), [false, true, false, true, false]);
         members.see(up(gateway, Role::Gateway), 1_020);
-        assert_eq!(wanted(&members), [true, true, true]);
+        assert_eq!(wanted(&members), [true, true, false, true, false]);
         members.see(Seen::Ended { host: id(host), incarnation: 1 }, 1_030);
         assert_eq!(members.decide(1_040).len(), 1);
-        assert_eq!(wanted(&members), [false, true, true]);
+        assert_eq!(wanted(&members), [false, true, false, true, false]);
     }
 
     #[tokio::test(flavor = "multi_thread")]
@@ -529,6 +570,19 @@ pub(crate) mod tests {
                 assert_eq!(changes.recv().await.expect("a change").state, HostState::Alive);
             };
             timeout(Duration::from_secs(60), both).await.expect("it is found");
+        }
+        // As if the news that it came had overtaken that it went; and an obituary of one that is back.
+        let (ghost, here) = ("tokyo/ghost".parse().expect("a host"), &member.identity().host);
+        let shared = &gateway.parts.shared;
+        let up = Seen::Up { host: HostId::clone(&ghost), role: Role::Member, incarnation: 1 };
+        shared.members().see(up, shared.now_ms());
+        let mut changes = gateway.events();
+        tell_end(shared, here, member.incarnation()).await;
+        tell_end(&member.parts.shared, &ghost, 1).await;
+        until(&gateway, &ghost, HostState::Dead).await;
+        until(&gateway, here, HostState::Alive).await;
+        while let Ok(change) = changes.try_recv() {
+            assert_eq!(change.id, ghost, "{change:?}");
         }
     }
 }
