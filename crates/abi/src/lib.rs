@@ -42,5 +42,6 @@ pub use relation::Relation;
 pub use schema::{ColumnIndex, ColumnSpec, Kind, Schema, Unit, closest};
 pub use value::{Value, text_list_items};
 pub use when::{
-    AGO_MAX, At, LocalMoment, WHEN_BYTES_MAX, When, WhenError, days_since_1970, parse_span,
+    AGO_MAX, At, LocalMoment, WHEN_BYTES_MAX, When, WhenError, days_since_1970, parse_limit,
+    parse_span,
 };

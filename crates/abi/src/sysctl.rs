@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::parse_span;
+use crate::parse_limit;
 
 /// Longest name. Those of today's kernels have about 60 bytes, two of which may be interfaces.
 pub const PARAMETER_NAME_BYTES_MAX: usize = 512;
@@ -412,7 +412,7 @@ fn number(text: &str) -> Option<i128> {
 pub fn parse_within(text: &str) -> Result<Duration, String> {
     let wrong =
         || format!("`{}` is no time from 1s to 24h, such as 30s or 5m", text.escape_debug());
-    parse_span(text).filter(|within| CONFIRM_WITHIN.contains(within)).ok_or_else(wrong)
+    parse_limit(text).filter(|within| CONFIRM_WITHIN.contains(within)).ok_or_else(wrong)
 }
 
 /// Which change: 16 hexadecimal digits. A change of many hosts has the same on all of them.

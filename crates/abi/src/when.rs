@@ -144,7 +144,22 @@ pub fn parse_span(text: &str) -> Option<Duration> {
     span_of(&text.to_ascii_lowercase()).flatten().filter(|_| is_short)
 }
 
-/// The same of lower letters. The outer `None` is no span, the inner one is too long for a number.
+/// A span that a program or a change has at most, in the one form that is read there: a whole number and one of `ms`,
+/// `s`, `m` and `h`, such as `250ms` or `5m`.
+pub fn parse_limit(text: &str) -> Option<Duration> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    let unit_ms: u64 = match unit {
+        "ms" => 1,
+        "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => return None,
+    };
+    number.parse::<u64>().ok()?.checked_mul(unit_ms).map(Duration::from_millis)
+}
+
+/// A span as [`parse_span`] reads it, of lower letters. The outer `None` is no span, the inner one is too long for a number.
 #[expect(clippy::option_option, reason = "both are said where they are read")]
 fn span_of(text: &str) -> Option<Option<Duration>> {
     let mut rest = text.trim();
