@@ -225,7 +225,7 @@ impl Fabric {
         self.parts.shared.hosts()
     }
 
-    /// The same without their cards, which is ten times as fast.
+    /// The same without their cards, which need not be read then.
     pub fn states(&self) -> Vec<HostInfo> {
         self.parts.shared.states()
     }

@@ -179,6 +179,11 @@ impl Members {
         (is_news && member.state != HostState::Dead).then_some(member.incarnation)
     }
 
+    /// Whether a host's token is there.
+    pub fn is_present(&self, host: &HostId) -> bool {
+        self.hosts.get(host).is_some_and(Member::is_present)
+    }
+
     /// Whether a host's token vanished, it is open what will be said of it, and somebody could know: a gateway
     /// of its data centre is there.
     pub fn is_in_doubt(&self, host: &HostId) -> bool {

@@ -188,7 +188,7 @@ impl Shared {
         self.list(self.store.with_prefix(CARDS).into_iter().filter_map(card).collect())
     }
 
-    /// The same without their cards: reading these takes ten times as long as all else.
+    /// The same without their cards: reading these takes longer than all else.
     pub(crate) fn states(&self) -> Vec<HostInfo> {
         let keys = self.store.keys_with_prefix(CARDS);
         self.list(keys.iter().filter_map(|key| Some((host_of_card(key)?, None))).collect())

@@ -101,7 +101,7 @@ impl Web {
         }
     }
 
-    /// The same without their cards, which is ten times as fast.
+    /// The same without their cards, which need not be read then.
     pub(crate) fn states(&self) -> Vec<HostInfo> {
         match self {
             Web::Lone(_) => self.hosts(),

@@ -21,7 +21,7 @@ use zenoh::{Session, Wait as _};
 
 use super::question::bytes_of;
 use crate::link::Links;
-use crate::members::{Member, Members};
+use crate::members::Members;
 use crate::shared::Shared;
 
 /// Gateways ask each other so often. A name of some ten bytes comes for each host.
@@ -51,9 +51,8 @@ pub(crate) async fn declare(
         let linked: Vec<HostId> = {
             let members = shared.members();
             // Whom nobody hears of here others cannot hear of by us.
-            let is_heard = |id: &HostId| members.find(id).is_some_and(Member::is_present);
             let linked = links.linked(LINK_AGE_MIN).into_iter().map(|(id, _)| id);
-            linked.filter(is_heard).collect()
+            linked.filter(|id| members.is_present(id)).collect()
         };
         let Ok(bytes) = postcard::to_allocvec(&linked) else { return };
         // It needs no task: nothing waits here.
@@ -130,7 +129,7 @@ impl Evidence {
         self.lacking.retain(|gateway, _| round.contains_key(gateway));
         let mut lasting = Vec::new();
         for (gateway, told) in round {
-            let is_absent = |host: &HostId| !members.find(host).is_some_and(Member::is_present);
+            let is_absent = |host: &HostId| !members.is_present(host);
             let now: BTreeSet<HostId> = match told {
                 Some(linked) => {
                     self.answered.insert(gateway.clone());

@@ -14,7 +14,6 @@ use zenoh::Session;
 use zenoh::pubsub::Subscriber;
 use zenoh::query::{Query, Queryable};
 
-use crate::members::Member;
 use crate::net::question::bytes_of;
 use crate::shared::Shared;
 use crate::store::{Change, Digest, Entry, Store};
@@ -222,7 +221,7 @@ pub(crate) async fn compare(
         let Some(gateway) = gateway.filter(|gateway| *gateway != shared.me) else { continue };
         if let Err(error) = compare_with(&shared, &incoming, &gateway).await {
             tracing::debug!("the desired state was not compared with {gateway}'s: {error}");
-            let is_there = shared.members().find(&gateway).is_some_and(Member::is_present);
+            let is_there = shared.members().is_present(&gateway);
             again = is_there.then_some(gateway);
         }
     }

@@ -17,7 +17,7 @@ use zenoh::query::{Query, Queryable};
 use zenoh::sample::{Sample, SampleKind};
 
 use crate::link::{How, LinkEnd};
-use crate::members::{Member, Members, Seen};
+use crate::members::{Members, Seen};
 use crate::shared::Shared;
 
 /// It is looked so often, where nothing happens, whether this host itself stood still.
@@ -317,7 +317,7 @@ impl Look {
     fn is_wanted(&self, members: &Members, host: &HostId) -> bool {
         match self.cause {
             Cause::Vanished => members.is_in_doubt(host),
-            _ => members.find(host).is_some_and(Member::is_present) == self.expects_token(),
+            _ => members.is_present(host) == self.expects_token(),
         }
     }
 
